@@ -1,0 +1,198 @@
+"""The contract between a network and the code that computes it.
+
+A backend compiles a `Plan` into an `Engine`. The contract is coarse, so that Python never runs
+inside the hot loop: whole epochs happen in one call. Arguments are validated before they get here;
+engines trust them.
+
+Conventions, the same for every backend:
+
+- Rows are samples: a layer computes ``a = act(x W + b)`` with ``W`` of shape (n_in, n_out).
+- Losses are means over the batch (weighted means with sample weights), over outputs too for mse,
+  mae and huber, summed over outputs for the cross-entropies; with ``l2 > 0`` every loss includes
+  ``l2 / 2 * sum(W**2)`` over all weights, never over biases.
+- Classification losses take logits: a plan's last activation is the identity there, and `predict`
+  applies the link (`sigmoid` or `softmax`).
+- The batches of an epoch are consecutive slices of `gradstep.random.permutation`; the last one may
+  be smaller. A batch that holds every row is not shuffled.
+- Weights come from `parameters` in natural shapes, whatever the layout inside.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Parameters = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class DensePlan:
+    """One dense layer: ``a = activation(x W + b)``."""
+
+    n_in: int
+    n_out: int
+    activation: str
+    name: str
+    """Prefix of the layer's parameters: ``dense_0`` has ``dense_0.W`` and ``dense_0.b``."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything an engine needs to know, in plain values."""
+
+    layers: tuple[DensePlan, ...]
+    loss: str
+    optimizer: str
+    loss_options: Mapping[str, float] = field(default_factory=dict)
+    optimizer_options: Mapping[str, float] = field(default_factory=dict)
+    """The optimizer's hyperparameters except the learning rate, which comes with every epoch."""
+    l2: float = 0.0
+    dtype: str = "float32"
+
+    @property
+    def n_in(self) -> int:
+        """Width of the input."""
+        return self.layers[0].n_in
+
+    @property
+    def n_out(self) -> int:
+        """Width of the output."""
+        return self.layers[-1].n_out
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all parameters, in order: ``dense_0.W``, ``dense_0.b``, ..."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer in self.layers:
+            shapes[f"{layer.name}.W"] = (layer.n_in, layer.n_out)
+            shapes[f"{layer.name}.b"] = (layer.n_out,)
+        return shapes
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What one call of `Engine.train` did."""
+
+    losses: list[float]
+    """Mean training loss of every completed epoch."""
+    interrupted: bool = False
+    """Ctrl-C was pressed: training stopped after a whole batch."""
+    diverged: bool = False
+    """A loss or parameter became non-finite in epoch ``first_epoch + len(losses)``; parameters and
+    optimizer state are those of the end of the last good epoch."""
+
+
+@dataclass(frozen=True)
+class LayerTrace:
+    """The chain rule at one layer, all arrays with one row per sample."""
+
+    name: str
+    x: Array
+    """Input of the layer, (B, n_in)."""
+    z: Array
+    """Pre-activation ``x W + b``, (B, n_out)."""
+    a: Array
+    """Activation ``act(z)``, (B, n_out)."""
+    delta: Array
+    """Error signal dJ/dz, (B, n_out)."""
+    dW: Array  # noqa: N815
+    """dJ/dW, (n_in, n_out)."""
+    db: Array
+    """dJ/db, (n_out,)."""
+
+
+class Engine(ABC):
+    """A compiled plan that owns its parameters and optimizer state.
+
+    Shapes: X is (n, n_in) in the plan's dtype, C-contiguous. y is int32 (n,) for cross_entropy,
+    else (n, n_out) in the plan's dtype. weight is (n,) in the plan's dtype, or None.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    @abstractmethod
+    def parameters(self) -> Parameters:
+        """Copies of all parameters by name: ``{"dense_0.W": (n_in, n_out), "dense_0.b": (n_out,)}``."""
+
+    @abstractmethod
+    def set_parameters(self, values: Mapping[str, Array]) -> None:
+        """Overwrite the named parameters."""
+
+    @abstractmethod
+    def optimizer_state(self) -> Parameters:
+        """Copies of the optimizer's state: ``step`` (int64 scalar array) and, per parameter and moment,
+        ``dense_0.W.momentum`` (sgd) or ``dense_0.W.m`` and ``dense_0.W.v`` (adam, adamw)."""
+
+    @abstractmethod
+    def set_optimizer_state(self, values: Mapping[str, Array]) -> None:
+        """Overwrite the whole state; training then goes on bit for bit."""
+
+    @abstractmethod
+    def set_input_transform(self, shift: Array | None, scale: Array | None) -> None:
+        """Let every later call see ``(X - shift) * scale``; both (n_in,), or None for X as it is."""
+
+    @abstractmethod
+    def predict(self, X: Array, out: Array) -> None:
+        """Write the linked outputs of all rows into out (n, n_out), in constant workspace."""
+
+    @abstractmethod
+    def evaluate(self, X: Array, y: Array, weight: Array | None, out: Array | None = None) -> float:
+        """Mean loss of all rows without the l2 penalty; also writes what `predict` would into out if given."""
+
+    @abstractmethod
+    def loss_and_gradients(
+        self, X: Array, y: Array, weight: Array | None, input_gradient: bool = False
+    ) -> tuple[float, Parameters, Array | None]:
+        """Mean loss, the gradient of every parameter, and dJ/dX (n, n_in) if asked for.
+
+        dJ/dX is with respect to X before the input transform.
+        """
+
+    @abstractmethod
+    def train(
+        self,
+        X: Array,
+        y: Array,
+        weight: Array | None,
+        *,
+        epochs: int,
+        batch_size: int,
+        learning_rates: Array,
+        seed: int,
+        first_epoch: int,
+        shuffle: bool = True,
+    ) -> TrainResult:
+        """Run whole epochs: shuffle, gather, forward, loss, backward, update.
+
+        learning_rates is float64 (epochs,). Epoch e of this call is epoch ``first_epoch + e`` of the
+        permutation stream. The loss of an epoch is the mean of the losses that its batches had
+        before their updates, weighted by the batches' summed sample weights.
+        """
+
+    @abstractmethod
+    def step(self, X: Array, y: Array, weight: Array | None, learning_rate: float) -> float:
+        """One forward, backward and update on all rows given; returns the loss before the update."""
+
+    def close(self) -> None:  # noqa: B027
+        """Release threads and memory early; optional."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute: how to make an engine, and which names it knows."""
+
+    name: str
+    activations: tuple[str, ...]
+    losses: tuple[str, ...]
+    optimizers: tuple[str, ...]
+    make_engine: Callable[[Plan], Engine]
+    set_num_threads: Callable[[int], None]
+    get_num_threads: Callable[[], int]
+    describe: Callable[[], dict[str, str]]
+    """Facts for `gradstep info`: ``{"instruction set": "avx512", ...}``."""
