@@ -1,0 +1,61 @@
+"""Thread count of the linear algebra library that numpy and scipy call."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+_defaults: dict[str, int] = {}
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _libraries() -> list[Any]:
+    """Controllers of the loaded BLAS libraries; empty without threadpoolctl."""
+    try:
+        import threadpoolctl
+    except ImportError:
+        return []
+    return list(threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers)
+
+
+def set_num_threads(count: int) -> None:
+    """Limit matrix products to a number of threads.
+
+    Parameters
+    ----------
+    count
+        Number of threads; 0 restores what each library had before the first call.
+
+    Raises
+    ------
+    RuntimeError
+        If no controllable library is found: threadpoolctl is not installed, or numpy was built
+        without a BLAS that it knows. Then only the library's environment variable
+        (``OPENBLAS_NUM_THREADS``, ``MKL_NUM_THREADS``) sets the count.
+    """
+    libraries = _libraries()
+    if not libraries and count:
+        raise RuntimeError(
+            "set_num_threads needs threadpoolctl to limit the BLAS library of this backend "
+            "(pip install threadpoolctl), or set OPENBLAS_NUM_THREADS before starting Python"
+        )
+    for library in libraries:
+        default = _defaults.setdefault(library.filepath, library.get_num_threads())
+        library.set_num_threads(count or default)
+
+
+def get_num_threads() -> int:
+    """Largest thread count of the loaded BLAS libraries; the usable cores if it cannot be asked."""
+    counts = [library.get_num_threads() for library in _libraries()]
+    return max(counts, default=_usable_cores())
+
+
+def describe() -> str:
+    """Name and version of the BLAS libraries, for `gradstep info`."""
+    names = {f"{library.internal_api} {library.version}" for library in _libraries()}
+    return ", ".join(sorted(names)) or "unknown"
