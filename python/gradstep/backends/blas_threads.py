@@ -17,7 +17,7 @@ def _usable_cores() -> int:
 def _libraries() -> list[Any]:
     """Controllers of the loaded BLAS libraries; empty without threadpoolctl."""
     try:
-        import threadpoolctl
+        import threadpoolctl  # type: ignore[import-untyped]
     except ImportError:
         return []
     return list(threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers)

@@ -86,7 +86,8 @@ def normal_tail(t: Array) -> Array:
     high = np.round(t * 256) / 256  # high^2 is exact, so that exp keeps its relative accuracy
     density = np.exp(-high * high / 2) * np.exp(-(t - high) * (t + high) / 2)
     series: Array = np.polyval(NORMAL_TAIL, (t - 5) / (t + 5))
-    return density * series / (1 + t)
+    tail: Array = density * series / (1 + t)
+    return tail
 
 
 def _normal_distribution(z: Array) -> Array:
@@ -98,7 +99,8 @@ def _normal_distribution(z: Array) -> Array:
 
 def _sigmoid(z: Array) -> Array:
     e = np.exp(-np.abs(z))
-    return np.where(z < 0, e, 1) / (1 + e)
+    a: Array = np.where(z < 0, e, 1) / (1 + e)
+    return a
 
 
 def _softplus(z: Array) -> Array:
@@ -130,19 +132,22 @@ def _gelu(z: Array) -> Array:
 def _gelu_derivative(z: Array, a: Array) -> Array:
     z64 = np.clip(z.astype(np.float64), -SMOOTH_TAIL, SMOOTH_TAIL)
     density = np.exp(-z64 * z64 / 2) / np.sqrt(2 * np.pi)
-    return (_normal_distribution(z64) + z64 * density).astype(z.dtype)
+    slope: Array = (_normal_distribution(z64) + z64 * density).astype(z.dtype)
+    return slope
 
 
 def _silu(z: Array) -> Array:
     """``z sigmoid(z)``; the square root of exp(-|z|) keeps tiny results accurate."""
     z = np.maximum(z, -SMOOTH_TAIL)
     root = np.exp(-np.abs(z) / 2)
-    return np.where(z < 0, z * root * root, z) / (1 + root * root)
+    a: Array = np.where(z < 0, z * root * root, z) / (1 + root * root)
+    return a
 
 
 def _silu_derivative(z: Array, a: Array) -> Array:
     s = _sigmoid(z)
-    return s + np.clip(z, -SMOOTH_TAIL, SMOOTH_TAIL) * s * (1 - s)
+    slope: Array = s + np.clip(z, -SMOOTH_TAIL, SMOOTH_TAIL) * s * (1 - s)
+    return slope
 
 
 def _mish(z: Array) -> Array:
@@ -152,12 +157,14 @@ def _mish(z: Array) -> Array:
     e = root * root
     negative = z * root * root * (e + 2) / (e * (e + 2) + 2)
     positive = z * ((1 + 2 * e) / (1 + 2 * e + 2 * e * e))
-    return np.where(z < 0, negative, positive)
+    a: Array = np.where(z < 0, negative, positive)
+    return a
 
 
 def _mish_derivative(z: Array, a: Array) -> Array:
     t = np.tanh(_softplus(z))
-    return t + np.clip(z, -SMOOTH_TAIL, SMOOTH_TAIL) * _sigmoid(z) * (1 - t * t)
+    slope: Array = t + np.clip(z, -SMOOTH_TAIL, SMOOTH_TAIL) * _sigmoid(z) * (1 - t * t)
+    return slope
 
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -235,7 +242,8 @@ LOSSES: dict[str, Loss] = {
 
 def _softmax(z: Array) -> Array:
     exponentials: Array = np.exp(z - np.max(z, axis=1, keepdims=True))
-    return exponentials / np.sum(exponentials, axis=1, keepdims=True)
+    probabilities: Array = exponentials / np.sum(exponentials, axis=1, keepdims=True)
+    return probabilities
 
 
 LINKS: dict[str, Callable[[Array], Array]] = {
