@@ -142,7 +142,7 @@ def test_chosen_rows_are_spread_at_random_without_groups():
         ("d.csv", CSV, None, ValueError, "--target must name the column .* it has size, colour, price"),
         ("d.csv", "", "y", ValueError, "cannot be read"),
         ("d.csv", "x,y\n", "y", ValueError, "has no rows"),
-        ("d.csv", "y\n1\n", "y", ValueError, "has no column but 'y'"),
+        ("d.csv", "y\n1\n", "y", ValueError, "has only the column 'y'"),
         ("d.csv", "x,y\n1,2\n1,2,3\n", "y", ValueError, "cannot be read"),
         ("d.csv", "x,y\n1,\n1,2\n,\n", "y", ValueError, "lacks 2 of 3 values, the first in row 0"),
         ("d.csv", b"x,y\n\xff\xfe,1\n", "y", ValueError, "cannot be read"),

@@ -234,7 +234,9 @@ def _read_csv(source: str) -> pl.DataFrame:
     table = pl.read_csv(
         source, separator=_separator(source), null_values=list(MISSING), infer_schema_length=None
     )
-    # Files with a space after every comma: without it, numbers are numbers again.
+    # Files with a space after every comma: without it, names match and numbers are numbers.
+    if len({name.strip() for name in table.columns}) == table.width:
+        table = table.rename(str.strip)
     padded = [
         name
         for name, dtype in table.schema.items()
