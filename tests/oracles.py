@@ -1,0 +1,260 @@
+"""Truths in float64, written apart from the library: other formulas, other loops, no shared code.
+
+Scalar functions use Python's math module; gradients are accumulated sample by sample; optimizers are
+unrolled into sums over all past gradients. Slow, and meant to be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Scalar = Callable[[float], float]
+
+# --------------------------------------------------------------------------------------------------
+# Rounding
+
+
+def ulp_distance(actual: Array, truth: Array) -> Array:
+    """Distance of float32 values from float64 truths, in units of the truth's last float32 place.
+
+    Two NaNs, two infinities of one sign, and two values below the normal range that lie within a few
+    denormals of each other have distance 0.
+    """
+    assert actual.dtype == np.float32
+    info = np.finfo(np.float32)
+    with np.errstate(all="ignore"):
+        rounded = truth.astype(np.float32)
+        unit = np.spacing(np.maximum(np.abs(rounded), info.tiny)).astype(np.float64)
+        distance = np.abs(actual.astype(np.float64) - truth) / unit
+    same = (actual == rounded) | (np.isnan(actual) & np.isnan(truth))
+    close = np.abs(actual.astype(np.float64) - truth) <= 4 * float(info.smallest_subnormal)
+    return np.where(same | close, 0.0, distance)
+
+
+# --------------------------------------------------------------------------------------------------
+# Activations and their derivatives, one number at a time
+
+
+def _sigmoid(z: float) -> float:
+    return 1 / (1 + math.exp(-z)) if z >= 0 else math.exp(z) / (1 + math.exp(z))
+
+
+def _softplus(z: float) -> float:
+    return z + math.log1p(math.exp(-z)) if z > 0 else math.log1p(math.exp(z))
+
+
+def _vanishing_below(function: Scalar) -> Scalar:
+    """The function's limit, 0, where z is so low that the formula would be 0 * inf."""
+    return lambda z: -0.0 if z < -745 else function(z)
+
+
+_SELU_SCALE, _SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
+
+ACTIVATIONS: dict[str, Scalar] = {
+    "identity": lambda z: z,
+    "relu": lambda z: z if z > 0 or math.isnan(z) else 0.0,
+    "leaky_relu": lambda z: z if z > 0 else 0.01 * z,
+    "tanh": math.tanh,
+    "sigmoid": _sigmoid,
+    "softplus": _softplus,
+    "elu": lambda z: z if z > 0 else math.expm1(z),
+    "selu": lambda z: _SELU_SCALE * (z if z > 0 else _SELU_ALPHA * math.expm1(z)),
+    "gelu": _vanishing_below(lambda z: 0.5 * z * math.erfc(-z / math.sqrt(2))),
+    "silu": _vanishing_below(lambda z: z * _sigmoid(z)),
+    "mish": _vanishing_below(lambda z: z * math.tanh(_softplus(z))),
+}
+
+
+def _gelu_slope(z: float) -> float:
+    return 0.5 * math.erfc(-z / math.sqrt(2)) + z * math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+
+
+def _mish_slope(z: float) -> float:
+    t = math.tanh(_softplus(z))
+    return t + z * _sigmoid(z) * (1 - t) * (1 + t)
+
+
+DERIVATIVES: dict[str, Scalar] = {
+    "identity": lambda z: 1.0,
+    "relu": lambda z: 1.0 if z > 0 else 0.0,
+    "leaky_relu": lambda z: 1.0 if z > 0 else 0.01,
+    "tanh": lambda z: 4 / (math.exp(z) + math.exp(-z)) ** 2,
+    "sigmoid": lambda z: _sigmoid(z) * _sigmoid(-z),
+    "softplus": _sigmoid,
+    "elu": lambda z: 1.0 if z > 0 else math.exp(z),
+    "selu": lambda z: _SELU_SCALE * (1.0 if z > 0 else _SELU_ALPHA * math.exp(z)),
+    "gelu": _gelu_slope,
+    "silu": lambda z: _sigmoid(z) * (1 + z * _sigmoid(-z)),
+    "mish": _mish_slope,
+}
+
+
+def elementwise(function: Scalar, z: Array) -> Array:
+    """Apply a scalar function to every element in float64."""
+    values = [function(float(value)) for value in z.ravel()]
+    return np.array(values, dtype=np.float64).reshape(z.shape)
+
+
+# --------------------------------------------------------------------------------------------------
+# Losses of one sample, with their gradient with respect to the network's output
+
+
+class _SampleLoss(NamedTuple):
+    value: float
+    gradient: list[float]
+
+
+def _sample_loss(name: str, p: Array, y: Any, options: Mapping[str, float]) -> _SampleLoss:
+    k = len(p)
+    if name == "mse":
+        return _SampleLoss(
+            sum((a - b) ** 2 for a, b in zip(p, y, strict=True)) / k,
+            [2 * (a - b) / k for a, b in zip(p, y, strict=True)],
+        )
+    if name == "mae":
+        signs = [(a > b) * 1.0 - (a < b) * 1.0 for a, b in zip(p, y, strict=True)]
+        return _SampleLoss(sum(abs(a - b) for a, b in zip(p, y, strict=True)) / k, [s / k for s in signs])
+    if name == "huber":
+        delta = options.get("delta", 1.0)
+        parts = [_huber(float(a - b), delta) for a, b in zip(p, y, strict=True)]
+        return _SampleLoss(sum(value for value, _ in parts) / k, [slope / k for _, slope in parts])
+    if name == "binary_cross_entropy":
+        value = sum(t * _softplus(-z) + (1 - t) * _softplus(z) for z, t in zip(p, y, strict=True))
+        return _SampleLoss(value, [_sigmoid(z) - t for z, t in zip(p, y, strict=True)])
+    if name == "cross_entropy":
+        odds = [sum(math.exp(other - z) for other in p) for z in p]
+        return _SampleLoss(math.log(odds[y]), [1 / o - (i == y) for i, o in enumerate(odds)])
+    raise KeyError(name)
+
+
+def _huber(d: float, delta: float) -> tuple[float, float]:
+    if abs(d) <= delta:
+        return 0.5 * d * d, d
+    return delta * (abs(d) - 0.5 * delta), math.copysign(delta, d)
+
+
+# --------------------------------------------------------------------------------------------------
+# Networks
+
+
+class Network(NamedTuple):
+    """A dense network and its loss; weights are float64, (n_in, n_out)."""
+
+    weights: list[Array]
+    biases: list[Array]
+    activations: list[str]
+    loss: str
+    loss_options: Mapping[str, float] = {}
+    l2: float = 0.0
+
+    def outputs(self, X: Array) -> Array:
+        """Outputs before any link, (n, n_out)."""
+        a = np.asarray(X, dtype=np.float64)
+        for W, b, name in zip(self.weights, self.biases, self.activations, strict=True):
+            a = elementwise(ACTIVATIONS[name], np.einsum("ni,io->no", a, W) + b)
+        return a
+
+    def mean_loss(self, X: Array, y: Array, weight: Array | None = None) -> float:
+        """Weighted mean loss with the l2 penalty."""
+        w = [1.0] * len(X) if weight is None else [float(v) for v in weight]
+        rows = zip(self.outputs(X), y, w, strict=True)
+        total = sum(_sample_loss(self.loss, p, t, self.loss_options).value * wi for p, t, wi in rows)
+        penalty = sum(float(v) ** 2 for W in self.weights for v in W.ravel()) * self.l2 / 2
+        return (total / sum(w) if sum(w) > 0 else 0.0) + penalty
+
+    def gradients(
+        self, X: Array, y: Array, weight: Array | None = None
+    ) -> tuple[list[Array], list[Array], Array]:
+        """dJ/dW and dJ/db of every layer, and dJ/dX, sample by sample."""
+        w = np.ones(len(X)) if weight is None else np.asarray(weight, dtype=np.float64)
+        shares = w / w.sum() if w.sum() > 0 else w
+        dW = [self.l2 * W for W in self.weights]
+        db = [np.zeros(len(b)) for b in self.biases]
+        dX = np.zeros(X.shape)
+        for n in range(len(X)):
+            inputs, zs = [np.asarray(X[n], dtype=np.float64)], []
+            for W, b, name in zip(self.weights, self.biases, self.activations, strict=True):
+                zs.append(inputs[-1] @ W + b)
+                inputs.append(elementwise(ACTIVATIONS[name], zs[-1]))
+            signal = np.array(_sample_loss(self.loss, inputs[-1], y[n], self.loss_options).gradient)
+            for i in reversed(range(len(zs))):
+                signal = signal * elementwise(DERIVATIVES[self.activations[i]], zs[i])
+                dW[i] = dW[i] + shares[n] * np.outer(inputs[i], signal)
+                db[i] = db[i] + shares[n] * signal
+                signal = self.weights[i] @ signal
+            dX[n] = shares[n] * signal
+        return dW, db, dX
+
+
+def finite_differences(function: Callable[[], float], parameter: Array, step: float = 1e-6) -> Array:
+    """Central differences of a function of one float64 array, which is changed in place and put back."""
+    gradient = np.zeros(parameter.shape)
+    for index in np.ndindex(*parameter.shape):
+        value = parameter[index]
+        parameter[index] = value + step
+        above = function()
+        parameter[index] = value - step
+        below = function()
+        parameter[index] = value
+        gradient[index] = (above - below) / (2 * step)
+    return gradient
+
+
+# --------------------------------------------------------------------------------------------------
+# Optimizers, unrolled: how far all past gradients move theta at step t = len(gradients)
+
+
+def optimizer_change(
+    name: str,
+    theta: Array,
+    gradients: Sequence[Array],
+    lr: float,
+    options: Mapping[str, float],
+    is_weight: bool,
+) -> Array:
+    """The new theta after the last of the gradients, as a closed sum over all of them."""
+    t = len(gradients)
+    last = gradients[-1]
+    if name == "gradient_descent":
+        return theta - lr * last
+    if name == "sgd":
+        mu = options["momentum"]
+        velocity = -lr * sum(mu ** (t - 1 - i) * g for i, g in enumerate(gradients))
+        return theta + (mu * velocity - lr * last if options["nesterov"] else velocity)
+    if name in ("adam", "adamw"):
+        b1, b2 = options["beta1"], options["beta2"]
+        m = sum((1 - b1) * b1 ** (t - 1 - i) * g for i, g in enumerate(gradients)) / (1 - b1**t)
+        v = sum((1 - b2) * b2 ** (t - 1 - i) * g**2 for i, g in enumerate(gradients)) / (1 - b2**t)
+        decay = lr * options["weight_decay"] if name == "adamw" and is_weight else 0.0
+        return theta - decay * theta - lr * m / (np.sqrt(v) + options["epsilon"])
+    raise KeyError(name)
+
+
+# --------------------------------------------------------------------------------------------------
+# Philox4x32-10 with Python integers, straight from the paper's definition
+
+
+def philox(counter: Sequence[int], key: Sequence[int]) -> list[int]:
+    """Four random words of one counter."""
+    word, mask = 1 << 32, (1 << 32) - 1
+    r0, l0, r1, l1 = counter
+    k0, k1 = key
+    for _ in range(10):
+        high0, low0 = divmod(0xD2511F53 * r0, word)
+        high1, low1 = divmod(0xCD9E8D57 * r1, word)
+        r0, l0, r1, l1 = high1 ^ l0 ^ k0, low1, high0 ^ l1 ^ k1, low0
+        k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
+    return [r0, l0, r1, l1]
+
+
+def row_key(row: int, seed: int, epoch: int) -> int:
+    """The 64-bit key by which a row is shuffled."""
+    mask = (1 << 32) - 1
+    pair = row // 2
+    words = philox((pair & mask, pair >> 32, epoch, 0), (seed & mask, seed >> 32))
+    return words[0] | words[1] << 32 if row % 2 == 0 else words[2] | words[3] << 32
