@@ -1,0 +1,67 @@
+"""What happened in one call of `Network.fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+
+@dataclass
+class History:
+    """Losses and metrics per epoch, and how the training ended.
+
+    ``history["loss"]`` is the list of training losses; with validation data there are "val_loss" and the
+    validation metrics, such as "val_accuracy". Iterating gives these names.
+    """
+
+    epochs: list[int] = field(default_factory=list)
+    """Number of every completed epoch, counted from 1 over the life of the network."""
+    metrics: dict[str, list[float]] = field(default_factory=lambda: {"loss": []})
+    """One list per name, one value per completed epoch."""
+    seconds: float = 0.0
+    """Wall-clock time of the call, validation included."""
+    samples: int = 0
+    """Rows trained on, summed over completed epochs."""
+    stopped: str = "finished"
+    """Why training ended: "finished", "callback", "interrupted" or "diverged"."""
+
+    @property
+    def loss(self) -> list[float]:
+        """Mean training loss of every epoch."""
+        return self.metrics["loss"]
+
+    @property
+    def val_loss(self) -> list[float]:
+        """Validation loss of every epoch; empty without validation data."""
+        return self.metrics.get("val_loss", [])
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended the training."""
+        return self.stopped == "interrupted"
+
+    @property
+    def samples_per_second(self) -> float:
+        """Rows trained on per second."""
+        return self.samples / self.seconds if self.seconds > 0 else 0.0
+
+    def append(self, values: dict[str, float]) -> None:
+        """Add the metrics of the newest epoch."""
+        for name, value in values.items():
+            self.metrics.setdefault(name, []).append(value)
+
+    def __getitem__(self, name: str) -> list[float]:
+        return self.metrics[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.metrics
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.metrics)
+
+    def __len__(self) -> int:
+        return len(self.epochs)
+
+    def __repr__(self) -> str:
+        last = ", ".join(f"{name} {values[-1]:.6g}" for name, values in self.metrics.items() if values)
+        return f"<History of {len(self)} epoch(s), {self.stopped}{': ' + last if last else ''}>"

@@ -1,0 +1,103 @@
+"""Initial weights of dense layers.
+
+Sources: Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural
+networks", AISTATS 2010; He, Zhang, Ren and Sun, "Delving deep into rectifiers", ICCV 2015.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Weights = NDArray[np.float64]
+Draw: TypeAlias = "Callable[[np.random.Generator, int, int], Weights]"
+
+
+def _uniform(rng: np.random.Generator, n_in: int, n_out: int, limit: float) -> Weights:
+    return rng.uniform(-limit, limit, (n_in, n_out))
+
+
+def _normal(rng: np.random.Generator, n_in: int, n_out: int, deviation: float) -> Weights:
+    return deviation * rng.standard_normal((n_in, n_out))
+
+
+INITIALIZERS: dict[str, Draw] = {
+    "glorot_uniform": lambda rng, i, o: _uniform(rng, i, o, (6 / (i + o)) ** 0.5),
+    "glorot_normal": lambda rng, i, o: _normal(rng, i, o, (2 / (i + o)) ** 0.5),
+    "he_uniform": lambda rng, i, o: _uniform(rng, i, o, (6 / i) ** 0.5),
+    "he_normal": lambda rng, i, o: _normal(rng, i, o, (2 / i) ** 0.5),
+    "zeros": lambda rng, i, o: np.zeros((i, o)),
+}
+"""Weights (n_in, n_out) drawn with a variance of 2 / (n_in + n_out) for glorot, 2 / n_in for he."""
+
+_HE_ACTIVATIONS = frozenset({"relu", "leaky_relu", "elu", "gelu", "silu", "mish"})
+
+
+def default_initializer(activation: str) -> str:
+    """Name of the initializer that suits an activation: he_uniform for the relu family, else glorot_uniform."""
+    return "he_uniform" if activation in _HE_ACTIVATIONS else "glorot_uniform"
+
+
+class Given:
+    """An array of initial values, compared by its values so that layers can be compared.
+
+    Parameters
+    ----------
+    values
+        The values; copied, so that later changes of the argument have no effect.
+    """
+
+    def __init__(self, values: NDArray[np.float64]) -> None:
+        self.values = np.array(values, dtype=np.float64)
+        self.values.flags.writeable = False
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Given) and np.array_equal(self.values, other.values)
+
+    def __hash__(self) -> int:
+        return hash((Given, self.values.shape))
+
+    def __repr__(self) -> str:
+        return f"<given array {self.values.shape}>"
+
+
+def initial_weights(
+    initializer: str | Given, seed: int, layer_index: int, n_in: int, n_out: int
+) -> Weights:
+    """Draw the weights of one layer.
+
+    Parameters
+    ----------
+    initializer
+        A name of `INITIALIZERS`, or the values themselves.
+    seed
+        Seed of the network.
+    layer_index
+        Number of the layer, counted from 0: each layer has its own random stream.
+    n_in, n_out
+        Widths of the layer.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64, (n_in, n_out).
+
+    Raises
+    ------
+    ValueError
+        If given values have another shape.
+    """
+    if isinstance(initializer, Given):
+        return given_values(initializer, (n_in, n_out), f"initializer of dense_{layer_index}")
+    rng = np.random.default_rng([seed, layer_index])
+    return INITIALIZERS[initializer](rng, n_in, n_out)
+
+
+def given_values(given: Given, shape: tuple[int, ...], argument: str) -> Weights:
+    """The given values, if they have the expected shape."""
+    if given.values.shape != shape:
+        raise ValueError(f"{argument} must have shape {shape}, got {given.values.shape}")
+    return given.values

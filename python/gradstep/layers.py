@@ -1,0 +1,128 @@
+"""Layers of a network: small frozen descriptions, without parameters of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import ArrayLike
+
+from gradstep.backends.base import DensePlan
+from gradstep.backends.numpy import ACTIVATIONS
+from gradstep.initializers import INITIALIZERS, Given
+from gradstep.names import check_name
+from gradstep.validation import check_integer, numeric_array
+
+
+@dataclass(frozen=True)
+class Input:
+    """The width of the input, for networks that must be complete before the first `fit`.
+
+    Parameters
+    ----------
+    units : int
+        Number of columns of X, at least 1.
+    """
+
+    units: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "units", check_integer("units", self.units, minimum=1))
+
+    def to_config(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"type": "input", "units": self.units}
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A fully connected layer: ``a = activation(x W + b)``.
+
+    Parameters
+    ----------
+    units : int
+        Number of outputs, at least 1.
+    activation : str, default "identity"
+        identity, relu, leaky_relu (slope 0.01), tanh, sigmoid, softplus, elu, selu, gelu, silu or mish.
+    initializer : str or array_like, optional
+        Initial weights: glorot_uniform, glorot_normal, he_uniform, he_normal or zeros, or an array
+        (n_in, units). By default he_uniform for the relu family (relu, leaky_relu, elu, gelu, silu,
+        mish), glorot_uniform for the others.
+    bias_initializer : str or array_like, default "zeros"
+        Initial biases: zeros, or an array (units,).
+    """
+
+    units: int
+    activation: str = "identity"
+    initializer: str | ArrayLike | Given | None = None
+    bias_initializer: str | ArrayLike | Given = "zeros"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "units", check_integer("units", self.units, minimum=1))
+        check_name("activation", self.activation, ACTIVATIONS)
+        if self.initializer is not None:
+            weights = _initializer("initializer", self.initializer, tuple(INITIALIZERS), ndim=2)
+            object.__setattr__(self, "initializer", weights)
+        bias = _initializer("bias_initializer", self.bias_initializer, ("zeros",), ndim=1)
+        object.__setattr__(self, "bias_initializer", bias)
+
+    def to_config(self) -> dict[str, Any]:
+        """Plain JSON values; given arrays are not part of it, a built network has them as its parameters."""
+        return {
+            "type": "dense",
+            "units": self.units,
+            "activation": self.activation,
+            "initializer": self.initializer if isinstance(self.initializer, str) else None,
+        }
+
+
+Layer = Input | Dense
+
+
+def _initializer(argument: str, value: Any, names: tuple[str, ...], ndim: int) -> str | Given:
+    if isinstance(value, str):
+        return check_name(argument, value, names)
+    given = value if isinstance(value, Given) else Given(numeric_array(argument, value, "float64"))
+    if given.values.ndim != ndim:
+        raise ValueError(f"{argument} must have {ndim} dimension(s), got shape {given.values.shape}")
+    return given
+
+
+def check_layers(layers: object) -> tuple[Layer, ...]:
+    """The layers as a tuple: at most one `Input`, in front, and at least one `Dense`.
+
+    Raises
+    ------
+    TypeError
+        If something else than layers is given.
+    ValueError
+        If their order or number is wrong.
+    """
+    if not isinstance(layers, Sequence):
+        raise TypeError(f"layers must be a list of layers, got {type(layers).__name__}")
+    for position, layer in enumerate(layers):
+        if not isinstance(layer, Input | Dense):
+            raise TypeError(f"layers[{position}] must be Input or Dense, got {layer!r}")
+        if isinstance(layer, Input) and position > 0:
+            raise ValueError(f"layers[{position}] is {layer!r}, but Input can only be the first layer")
+    if not any(isinstance(layer, Dense) for layer in layers):
+        raise ValueError("layers must contain at least one Dense layer")
+    return tuple(layers)
+
+
+def layer_from_config(config: Mapping[str, Any]) -> Layer:
+    """Rebuild a layer from its `to_config`."""
+    options = {key: value for key, value in config.items() if key != "type"}
+    kind = check_name("layer type", config.get("type"), ("input", "dense"))
+    return Input(**options) if kind == "input" else Dense(**options)
+
+
+def dense_plans(layers: Sequence[Layer], n_in: int) -> tuple[DensePlan, ...]:
+    """Shapes and names of all dense layers, ``dense_0`` first, for an input of n_in columns."""
+    plans: list[DensePlan] = []
+    for layer in layers:
+        if isinstance(layer, Dense):
+            plans.append(DensePlan(n_in, layer.units, layer.activation, f"dense_{len(plans)}"))
+            n_in = layer.units
+    return tuple(plans)

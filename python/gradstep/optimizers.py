@@ -1,0 +1,169 @@
+"""Optimizers: small frozen dataclasses of hyperparameters; the update rules are in the backends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from gradstep.names import check_name
+from gradstep.validation import check_real
+
+MINI_BATCH = 32
+"""Rows of a batch where neither `fit` nor the optimizer says otherwise."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """What all optimizers have in common.
+
+    Parameters
+    ----------
+    learning_rate : float
+        Size of a step, positive.
+    """
+
+    name: ClassVar[str]
+    full_batch: ClassVar[bool] = False
+    """Whether `fit` takes all rows as one batch unless told otherwise; 32 rows if not."""
+
+    learning_rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_real("learning_rate", self.learning_rate, above=0.0)
+
+    @property
+    def options(self) -> dict[str, float]:
+        """All hyperparameters but the learning rate, as numbers."""
+        values = asdict(self)
+        del values["learning_rate"]
+        return {option: float(value) for option, value in values.items()}
+
+    def default_batch_size(self, n: int) -> int:
+        """Rows of a batch where `fit` is not told."""
+        return n if self.full_batch else min(MINI_BATCH, n)
+
+    def to_config(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"name": self.name, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class GradientDescent(Optimizer):
+    """Plain gradient descent on all rows at once: ``theta <- theta - lr g``.
+
+    `fit` uses the full batch unless its batch_size says otherwise.
+
+    Parameters
+    ----------
+    learning_rate : float, default 0.01
+        Size of a step, positive.
+    """
+
+    name: ClassVar[str] = "gradient_descent"
+    full_batch: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class SGD(Optimizer):
+    """Mini-batch gradient descent with momentum: ``v <- mu v - lr g; theta <- theta + v``.
+
+    With ``nesterov``: ``theta <- theta + mu v - lr g`` with the new v, as in scikit-learn and PyTorch.
+    Source: Sutskever, Martens, Dahl and Hinton, ICML 2013.
+
+    Parameters
+    ----------
+    learning_rate : float, default 0.01
+        Size of a step, positive.
+    momentum : float, default 0.0
+        mu, in [0, 1).
+    nesterov : bool, default False
+        Use Nesterov's momentum.
+    """
+
+    name: ClassVar[str] = "sgd"
+
+    momentum: float = 0.0
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_real("momentum", self.momentum, minimum=0.0, below=1.0)
+        if not isinstance(self.nesterov, bool):
+            raise TypeError(f"nesterov must be True or False, got {self.nesterov!r}")
+
+
+@dataclass(frozen=True)
+class Adam(Optimizer):
+    """Adaptive moments: ``theta <- theta - lr m_hat / (sqrt(v_hat) + epsilon)``.
+
+    ``m <- beta1 m + (1 - beta1) g``, ``v <- beta2 v + (1 - beta2) g^2``; m_hat and v_hat are divided by
+    1 - beta^t. Source: Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015.
+
+    Parameters
+    ----------
+    learning_rate : float, default 0.001
+        Size of a step, positive.
+    beta1, beta2 : float, default 0.9 and 0.999
+        Decay of the first and second moment, in [0, 1).
+    epsilon : float, default 1e-8
+        Added to the root of the second moment, positive.
+    """
+
+    name: ClassVar[str] = "adam"
+
+    learning_rate: float = 0.001
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_real("beta1", self.beta1, minimum=0.0, below=1.0)
+        check_real("beta2", self.beta2, minimum=0.0, below=1.0)
+        check_real("epsilon", self.epsilon, above=0.0)
+
+
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay: ``W <- (1 - lr weight_decay) W`` before each update of Adam.
+
+    Biases do not decay. Source: Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019.
+
+    Parameters
+    ----------
+    learning_rate : float, default 0.001
+        Size of a step, positive.
+    beta1, beta2 : float, default 0.9 and 0.999
+        Decay of the first and second moment, in [0, 1).
+    epsilon : float, default 1e-8
+        Added to the root of the second moment, positive.
+    weight_decay : float, default 0.01
+        Decay per unit of the learning rate, at least 0.
+    """
+
+    name: ClassVar[str] = "adamw"
+
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_real("weight_decay", self.weight_decay, minimum=0.0)
+
+
+OPTIMIZER_CLASSES: dict[str, type[Optimizer]] = {
+    cls.name: cls for cls in (GradientDescent, SGD, Adam, AdamW)
+}
+
+
+def as_optimizer(optimizer: object) -> Optimizer:
+    """An optimizer from a name, with default hyperparameters, or from an `Optimizer`."""
+    if isinstance(optimizer, Optimizer) and type(optimizer) is not Optimizer:
+        return optimizer
+    return OPTIMIZER_CLASSES[check_name("optimizer", optimizer, OPTIMIZER_CLASSES)]()
+
+
+def optimizer_from_config(config: Mapping[str, Any]) -> Optimizer:
+    """Rebuild an optimizer from its `to_config`."""
+    options = {key: value for key, value in config.items() if key != "name"}
+    return OPTIMIZER_CLASSES[check_name("optimizer", config.get("name"), OPTIMIZER_CLASSES)](**options)

@@ -1,0 +1,137 @@
+"""Statistics of the training rows: the affine maps that stand before the first layer and after the last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradstep.names import check_name
+
+Array = NDArray[Any]
+
+BLOCK_ELEMENTS = 1 << 18
+"""Numbers converted to float64 at a time: a file larger than memory is read block by block."""
+
+
+@dataclass(frozen=True)
+class ColumnStatistics:
+    """Mean, standard deviation, minimum and maximum of every column, float64 (n_columns,)."""
+
+    mean: Array
+    deviation: Array
+    minimum: Array
+    maximum: Array
+
+
+def column_statistics(X: Array) -> ColumnStatistics:
+    """Statistics of all columns in one pass over the rows.
+
+    Blocks are merged as in Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
+    computing sample variances", 1979. The deviation divides by n.
+
+    Parameters
+    ----------
+    X
+        (n, n_columns), any floating dtype, finite.
+
+    Returns
+    -------
+    ColumnStatistics
+        A constant column has exactly its value as mean, and a deviation of 0.
+    """
+    width = X.shape[1]
+    mean, squares = np.zeros(width), np.zeros(width)
+    minimum, maximum = np.full(width, np.inf), np.full(width, -np.inf)
+    count = 0
+    for block in _blocks(X):
+        block_mean = block.mean(axis=0)
+        delta = block_mean - mean
+        total = count + len(block)
+        squares += np.square(block - block_mean).sum(axis=0) + delta**2 * (count * len(block) / total)
+        mean += delta * (len(block) / total)
+        minimum = np.minimum(minimum, block.min(axis=0))
+        maximum = np.maximum(maximum, block.max(axis=0))
+        count = total
+    constant = minimum == maximum
+    deviation = np.where(constant, 0.0, np.sqrt(squares / count))
+    return ColumnStatistics(np.where(constant, minimum, mean), deviation, minimum, maximum)
+
+
+def _blocks(X: Array) -> Iterator[Array]:
+    rows = max(1, BLOCK_ELEMENTS // X.shape[1])
+    return (X[start : start + rows].astype(np.float64) for start in range(0, len(X), rows))
+
+
+@dataclass(frozen=True)
+class Transform:
+    """``(x - shift) * scale`` per column, float64 (n_columns,) each."""
+
+    shift: Array
+    scale: Array
+
+    def apply(self, values: Array) -> Array:
+        """Transformed values in the dtype of the argument."""
+        transformed: Array = ((values - self.shift) * self.scale).astype(values.dtype)
+        return transformed
+
+    def invert(self, values: Array) -> Array:
+        """Values in their own units again, in the dtype of the argument."""
+        own: Array = (values / self.scale + self.shift).astype(values.dtype)
+        return own
+
+    def to_config(self) -> dict[str, list[float]]:
+        """Plain JSON values, exact."""
+        return {"shift": self.shift.tolist(), "scale": self.scale.tolist()}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Transform:
+        """Rebuild a transform from its `to_config`."""
+        return cls(np.array(config["shift"], np.float64), np.array(config["scale"], np.float64))
+
+
+def _standardize(statistics: ColumnStatistics) -> Transform:
+    return Transform(statistics.mean, _inverse(statistics.deviation))
+
+
+def _minmax(statistics: ColumnStatistics) -> Transform:
+    return Transform(statistics.minimum, _inverse(statistics.maximum - statistics.minimum))
+
+
+def _inverse(spread: Array) -> Array:
+    """1 / spread, and 1 for a constant column; spreads whose inverse float32 cannot hold count as 0."""
+    return 1 / np.where(spread >= np.finfo(np.float32).tiny, spread, 1.0)
+
+
+PREPROCESSING: dict[str, Callable[[ColumnStatistics], Transform] | None] = {
+    "none": None,
+    "standardize": _standardize,
+    "minmax": _minmax,
+}
+"""standardize: mean 0 and deviation 1; minmax: from 0 to 1. Constant columns become 0."""
+
+TARGET_PREPROCESSING = ("none", "standardize")
+
+
+def check_preprocessing(mode: object) -> str:
+    """The name of an input preprocessing; "min-max" is accepted for "minmax"."""
+    return check_name("preprocessing", "minmax" if mode == "min-max" else mode, PREPROCESSING)
+
+
+def fit_transform(mode: str, X: Array) -> Transform | None:
+    """The transform of a mode for training rows X (n, n_columns); None for "none"."""
+    make = PREPROCESSING[mode]
+    if make is None:
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        transform = make(column_statistics(X))
+    unusable = ~(np.isfinite(transform.shift) & np.isfinite(transform.scale) & (transform.scale > 0))
+    if unusable.any():
+        raise ValueError(
+            f"preprocessing {mode!r} cannot span the values of column {int(np.argmax(unusable))}: "
+            "their squared range exceeds float64"
+        )
+    return transform

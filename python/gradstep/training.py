@@ -1,0 +1,183 @@
+"""The training loop around an engine: epochs, validation, callbacks, progress and interruption."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gradstep.backends.base import Array, Engine, TrainResult
+from gradstep.callbacks import Callback, TrainingState
+from gradstep.history import History
+from gradstep.progress import Progress, start_progress
+
+if TYPE_CHECKING:
+    from gradstep.network import Network
+
+SECONDS_PER_CALL = 0.15
+"""How long the engine runs between two movements of the progress bar, about."""
+
+GROWTH = 16
+"""Most by which the number of epochs per call grows from one call to the next."""
+
+
+class DivergenceError(FloatingPointError, RuntimeError):
+    """A loss or parameter became NaN or infinite; the network is that of the last good epoch."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Validated rows as an engine takes them."""
+
+    X: Array
+    """Inputs, (n, n_in)."""
+    y: Array
+    """Targets as the loss needs them."""
+    weight: Array | None
+    """Sample weights, (n,), or None."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of `fit`, validated."""
+
+    rows: Rows
+    epochs: int
+    batch_size: int
+    shuffle: bool
+    validation: Rows | None
+    callbacks: Sequence[Callback]
+    verbose: int
+
+
+def train(network: Network, engine: Engine, job: Job) -> History:
+    """Run the epochs of a job.
+
+    Parameters
+    ----------
+    network
+        The network; its ``history`` and ``epochs_trained`` follow the training.
+    engine
+        Its engine.
+    job
+        What to do.
+
+    Returns
+    -------
+    History
+        Also where training was stopped by a callback or Ctrl-C.
+
+    Raises
+    ------
+    DivergenceError
+        If a loss or parameter became NaN or infinite.
+    """
+    return _Loop(network, engine, job).run()
+
+
+class _Loop:
+    """State of one call of `fit`."""
+
+    def __init__(self, network: Network, engine: Engine, job: Job) -> None:
+        self.network = network
+        self.engine = engine
+        self.job = job
+        self.history = network.history = History()
+        self.progress: Progress = start_progress(job.verbose, job.epochs)
+        self.each_epoch = bool(job.callbacks) or job.validation is not None
+
+    def run(self) -> History:
+        start = time.perf_counter()
+        try:
+            self._epochs()
+        except KeyboardInterrupt:
+            self.history.stopped = "interrupted"
+        finally:
+            self.history.seconds = time.perf_counter() - start
+            self._end()
+        if self.history.stopped == "diverged":
+            raise DivergenceError(self._divergence())
+        return self.history
+
+    def _epochs(self) -> None:
+        for callback in self.job.callbacks:
+            callback.on_fit_begin(self._state())
+        epochs = 1 if self.each_epoch or self.progress.visible else self.job.epochs
+        while self.history.stopped == "finished" and len(self.history) < self.job.epochs:
+            start = time.perf_counter()
+            self._train(epochs)
+            if not self.each_epoch:
+                epochs = self._next_epochs(epochs, time.perf_counter() - start)
+
+    def _next_epochs(self, epochs: int, seconds: float) -> int:
+        """Epochs of the next call, so that it takes about `SECONDS_PER_CALL`."""
+        fitting = int(SECONDS_PER_CALL * epochs / max(seconds, 1e-9))
+        remaining = self.job.epochs - len(self.history)
+        return max(1, min(fitting, GROWTH * epochs, remaining))
+
+    def _train(self, epochs: int) -> None:
+        """One call of the engine, and what follows it."""
+        rows = self.job.rows
+        result = self.engine.train(
+            rows.X,
+            rows.y,
+            rows.weight,
+            epochs=epochs,
+            batch_size=self.job.batch_size,
+            learning_rates=np.full(epochs, self.network.learning_rate),
+            seed=self.network.seed,
+            first_epoch=self.network.epochs_trained,
+            shuffle=self.job.shuffle,
+        )
+        self._record(result)
+        if self.history.stopped == "finished" and any(
+            [callback.on_epoch_end(self._state()) is True for callback in self.job.callbacks]
+        ):
+            self.history.stopped = "callback"
+
+    def _record(self, result: TrainResult) -> None:
+        if result.interrupted:
+            self.history.stopped = "interrupted"
+        elif result.diverged:
+            self.history.stopped = "diverged"
+        if not result.losses:
+            return
+        first = self.network.epochs_trained + 1
+        self.network.epochs_trained += len(result.losses)
+        self.history.epochs.extend(range(first, self.network.epochs_trained + 1))
+        self.history.loss.extend(result.losses)
+        self.history.samples += len(result.losses) * len(self.job.rows.X)
+        newest = {"loss": result.losses[-1], **self._validate()}
+        self.progress.update(len(self.history), newest)
+
+    def _validate(self) -> dict[str, float]:
+        if self.job.validation is None:
+            return {}
+        metrics = self.network.metrics(self.job.validation)
+        values = {f"val_{name}": value for name, value in metrics.items()}
+        self.history.append(values)
+        return values
+
+    def _state(self) -> TrainingState:
+        return TrainingState(self.network, self.history, len(self.history), self.job.epochs)
+
+    def _end(self) -> None:
+        try:
+            for callback in self.job.callbacks:
+                callback.on_fit_end(self._state())
+            if self.history.interrupted:
+                done = f"{len(self.history)} of {self.job.epochs} epochs"
+                self.progress.note(f"interrupted after {done}: the network keeps what it learnt")
+        finally:
+            self.progress.close()
+
+    def _divergence(self) -> str:
+        rate = self.network.learning_rate
+        return (
+            f"training diverged in epoch {self.network.epochs_trained + 1} (a loss or parameter became NaN or "
+            f"infinite); the network is back at the end of the epoch before: try a smaller learning rate, "
+            f"such as {rate / 10:g} instead of {rate:g}"
+        )
