@@ -50,6 +50,11 @@ class History:
         for name, value in values.items():
             self.metrics.setdefault(name, []).append(value)
 
+    def pad(self) -> None:
+        """Fill metrics that an interruption kept from being computed with NaN."""
+        for values in self.metrics.values():
+            values.extend([float("nan")] * (len(self.epochs) - len(values)))
+
     def __getitem__(self, name: str) -> list[float]:
         return self.metrics[name]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,7 +48,8 @@ class Job:
     epochs: int
     batch_size: int
     shuffle: bool
-    validation: Rows | None
+    validate: Callable[[], dict[str, float]] | None
+    """Metrics on the validation rows, or None without them."""
     callbacks: Sequence[Callback]
     verbose: int
 
@@ -87,7 +88,7 @@ class _Loop:
         self.job = job
         self.history = network.history = History()
         self.progress: Progress = start_progress(job.verbose, job.epochs)
-        self.each_epoch = bool(job.callbacks) or job.validation is not None
+        self.each_epoch = bool(job.callbacks) or job.validate is not None
 
     def run(self) -> History:
         start = time.perf_counter()
@@ -95,6 +96,7 @@ class _Loop:
             self._epochs()
         except KeyboardInterrupt:
             self.history.stopped = "interrupted"
+            self.history.pad()
         finally:
             self.history.seconds = time.perf_counter() - start
             self._end()
@@ -154,10 +156,9 @@ class _Loop:
         self.progress.update(len(self.history), newest)
 
     def _validate(self) -> dict[str, float]:
-        if self.job.validation is None:
+        if self.job.validate is None:
             return {}
-        metrics = self.network.metrics(self.job.validation)
-        values = {f"val_{name}": value for name, value in metrics.items()}
+        values = {f"val_{name}": value for name, value in self.job.validate().items()}
         self.history.append(values)
         return values
 

@@ -12,6 +12,8 @@ from gradstep.validation import check_integer
 NAMES = ("cpp", "numba", "numpy")
 """All backends, the preferred ones first."""
 
+CHOICES = (*NAMES, "auto")
+
 ENVIRONMENT_VARIABLE = "GRADSTEP_BACKEND"
 
 _loaded: dict[str, Backend] = {}
@@ -58,12 +60,10 @@ def get(name: str | None = None) -> Backend:
     ImportError
         If the one asked for cannot be had; the message says why, and which ones can.
     """
-    source = "backend"
+    if name is not None:
+        check_name("backend", name, CHOICES)
     if name is None or name == "auto":
-        name, source = _chosen, "backend"
-    if name is None:
-        name, source = os.environ.get(ENVIRONMENT_VARIABLE) or "auto", f"backend in {ENVIRONMENT_VARIABLE}"
-    check_name(source, name, (*NAMES, "auto"))
+        name = _chosen or _from_environment()
     return _first_available() if name == "auto" else _require(name)
 
 
@@ -86,7 +86,7 @@ def set_backend(name: str | None) -> None:
     if name is None or name == "auto":
         _chosen = None
     else:
-        _chosen = _require(check_name("backend", name, (*NAMES, "auto"))).name
+        _chosen = _require(check_name("backend", name, CHOICES)).name
 
 
 def set_num_threads(count: int | None) -> None:
@@ -116,6 +116,11 @@ def set_num_threads(count: int | None) -> None:
 def get_num_threads() -> int:
     """Threads that one step of the automatic backend may use."""
     return get().get_num_threads()
+
+
+def _from_environment() -> str:
+    name = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+    return check_name(f"backend in the environment variable {ENVIRONMENT_VARIABLE}", name, CHOICES)
 
 
 def _load(name: str) -> Backend:

@@ -1,0 +1,868 @@
+"""A network: layers, a loss and an optimizer, compiled by a backend."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from gradstep import backends
+from gradstep.backends.base import Array, Engine, Parameters, Plan
+from gradstep.backends.numpy import trace as reference_trace
+from gradstep.callbacks import Callback
+from gradstep.history import History
+from gradstep.initializers import Given, default_initializer, given_values, initial_weights
+from gradstep.layers import Dense, Input, Layer, check_layers, dense_plans, layer_from_config
+from gradstep.losses import Loss, as_loss
+from gradstep.metrics import metrics
+from gradstep.names import check_name
+from gradstep.optimizers import Optimizer, as_optimizer, optimizer_from_config
+from gradstep.preprocessing import (
+    TARGET_PREPROCESSING,
+    Transform,
+    check_preprocessing,
+    fit_transform,
+)
+from gradstep.tracing import Trace
+from gradstep.training import DivergenceError, Job, Rows, train
+from gradstep.validation import (
+    BLOCK_ELEMENTS,
+    TARGET_CHECKS,
+    all_finite,
+    check_batch_size,
+    check_flag,
+    check_integer,
+    check_real,
+    check_weight,
+    check_X,
+    numeric_array,
+)
+
+DTYPES = ("float32", "float64")
+
+
+class Network:
+    """A dense network with its loss, optimizer, preprocessing and parameters.
+
+    Parameters
+    ----------
+    layers : sequence of layers
+        `Dense` layers, optionally behind an `Input`. A single ``Dense(1)`` is linear regression.
+    loss : str or Loss, default "mse"
+        mse, mae, huber, binary_cross_entropy or cross_entropy, or an object such as ``Huber(2.0)``. The two
+        cross-entropies need a last layer with the identity: it outputs logits, and `predict` applies
+        the sigmoid or softmax.
+    optimizer : str or Optimizer, default "adam"
+        gradient_descent, sgd, adam or adamw with their defaults, or an object such as ``Adam(1e-2)``.
+    l2 : float, default 0.0
+        Adds ``l2 / 2 * sum(W**2)`` over all weights, not biases, to the training loss.
+    preprocessing : {"none", "standardize", "minmax"}
+        What happens to the columns of X before the first layer: mean 0 and deviation 1, or from 0 to 1.
+        The statistics are those of the rows of the first `fit`, and stay.
+    target_preprocessing : {"none", "standardize"}
+        For mse, mae and huber: whether the network learns ``(y - mean) / deviation``, with the
+        statistics of the first `fit`. `predict` returns y's own units; losses are in those of the network.
+    seed : int, default 0
+        Determines initial weights and shuffling, 0 to 2**64 - 1.
+    backend : {"auto", "cpp", "numba", "numpy"}
+        What computes; "auto" takes what `set_backend` or GRADSTEP_BACKEND says, else the fastest available.
+    dtype : {"float32", "float64"}
+        Type of parameters and computation.
+
+    Attributes
+    ----------
+    history : History or None
+        Of the last call of `fit`.
+    epochs_trained : int
+        Epochs over the life of the network.
+    classes : list of str or None
+        Names of the labels 0, 1, ..., saved with the network.
+    encoder : TableEncoder or None
+        If set, X may be a data frame wherever X is taken, and goes through ``encoder.transform``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as above.
+    ImportError
+        If the backend asked for is not available.
+
+    Examples
+    --------
+    >>> net = Network([Dense(64, "relu"), Dense(10)], loss="cross_entropy")
+    >>> history = net.fit(X, y, epochs=20, batch_size=128)
+    >>> net.predict(X).argmax(axis=1)
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        *,
+        loss: str | Loss = "mse",
+        optimizer: str | Optimizer = "adam",
+        l2: float = 0.0,
+        preprocessing: str = "none",
+        target_preprocessing: str = "none",
+        seed: int = 0,
+        backend: str = "auto",
+        dtype: str = "float32",
+    ) -> None:
+        self._layers = check_layers(layers)
+        self._loss = as_loss(loss)
+        self._optimizer = as_optimizer(optimizer)
+        self._l2 = check_real("l2", l2, minimum=0.0)
+        self._preprocessing = check_preprocessing(preprocessing)
+        self._target_preprocessing = check_name(
+            "target_preprocessing", target_preprocessing, TARGET_PREPROCESSING
+        )
+        self._seed = check_integer("seed", seed, minimum=0, maximum=2**64 - 1)
+        self._backend_choice = backend
+        self._backend = backends.get(backend)
+        self._dtype = np.dtype(check_name("dtype", _dtype_name(dtype), DTYPES))
+        self._check_combination()
+
+        self.history: History | None = None
+        self.epochs_trained = 0
+        self.classes: list[str] | None = None
+        self.encoder: Any = None
+        self._engine: Engine | None = None
+        self._plan: Plan | None = None
+        self._input_transform: Transform | None = None
+        self._target_transform: Transform | None = None
+        self._update_caches()
+        if isinstance(self._layers[0], Input):
+            self._plan = self._make_plan(self._layers[0].units)
+
+    def _check_combination(self) -> None:
+        last = self._layers[-1]
+        assert isinstance(last, Dense)
+        if self._loss.is_classification and last.activation != "identity":
+            raise ValueError(
+                f"the last layer must have activation 'identity' for the loss {self._loss.name!r}, which takes "
+                f"logits (predict applies the link itself), got {last.activation!r}"
+            )
+        if self._loss.target_kind == "labels" and last.units < 2:
+            raise ValueError(
+                f"the last layer must have one unit per class, at least 2, for {self._loss.name!r}, got "
+                f"{last.units}; use 'binary_cross_entropy' for a single output"
+            )
+        if self._loss.is_classification and self._target_preprocessing != "none":
+            raise ValueError(
+                f"target_preprocessing must be 'none' for the loss {self._loss.name!r}, "
+                f"got {self._target_preprocessing!r}"
+            )
+
+    # ----------------------------------------------------------------------------------------------
+    # What it is made of.
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers, as given."""
+        return self._layers
+
+    @property
+    def loss(self) -> Loss:
+        """The loss."""
+        return self._loss
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer with its present learning rate."""
+        return self._optimizer
+
+    @property
+    def learning_rate(self) -> float:
+        """The optimizer's learning rate; may be set between and during calls of `fit`."""
+        return self._optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self._optimizer = replace(self._optimizer, learning_rate=value)
+
+    @property
+    def seed(self) -> int:
+        """Determines initial weights and shuffling."""
+        return self._seed
+
+    @property
+    def dtype(self) -> str:
+        """Name of the type of parameters and computation."""
+        return self._dtype.name
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that computes."""
+        return self._backend.name
+
+    @property
+    def n_in(self) -> int | None:
+        """Columns of X; None before the first fit of a network without `Input`."""
+        return None if self._plan is None else self._plan.n_in
+
+    @property
+    def n_out(self) -> int:
+        """Number of outputs."""
+        return self._layers[-1].units
+
+    @property
+    def plan(self) -> Plan:
+        """What the backend was told.
+
+        Raises
+        ------
+        ValueError
+            If the width of the input is not known yet.
+        """
+        if self._plan is None:
+            raise ValueError("the network has no input width yet: call fit first, or begin layers with Input(n)")
+        return self._plan
+
+    def __repr__(self) -> str:
+        head = (
+            f"Network: loss {self._loss.name}, {self._optimizer!r}, preprocessing {self._preprocessing}, "
+            f"{self.dtype}, backend {self.backend}"
+        )
+        rows = [("layer", "activation", "shape", "parameters")]
+        total: int | None = 0
+        n_in = self.n_in
+        for i, layer in enumerate(layer for layer in self._layers if isinstance(layer, Dense)):
+            count = None if n_in is None else (n_in + 1) * layer.units
+            total = None if total is None or count is None else total + count
+            shape = f"{'?' if n_in is None else n_in} -> {layer.units}"
+            rows.append((f"dense_{i}", layer.activation, shape, _count(count)))
+            n_in = layer.units
+        rows.append(("total", "", "", _count(total)))
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) + f"  {row[3]:>12}"
+            for row in rows
+        ]
+        return "\n".join([head, *(f"  {line}" for line in lines)])
+
+    # ----------------------------------------------------------------------------------------------
+    # Description, for files, copies and pickles.
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Everything but parameters, optimizer state and encoder, as plain JSON values."""
+        return {
+            "layers": [layer.to_config() for layer in self._layers],
+            "loss": self._loss.to_config(),
+            "optimizer": self._optimizer.to_config(),
+            "l2": self._l2,
+            "preprocessing": _transform_config(self._preprocessing, self._input_transform),
+            "target_preprocessing": _transform_config(self._target_preprocessing, self._target_transform),
+            "seed": self._seed,
+            "dtype": self.dtype,
+            "n_in": self.n_in,
+            "classes": self.classes,
+            "epochs_trained": self.epochs_trained,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *, backend: str = "auto") -> Network:
+        """Rebuild a network from its `config`, with initial parameters.
+
+        Parameters
+        ----------
+        config : mapping
+            What `config` returned.
+        backend : str, default "auto"
+            What computes.
+
+        Returns
+        -------
+        Network
+            Followed by `set_parameters`, and `set_optimizer_state` where training shall go on exactly.
+
+        Raises
+        ------
+        ValueError
+            If the mapping does not describe a network.
+        """
+        try:
+            network = cls(
+                [layer_from_config(layer) for layer in config["layers"]],
+                loss=Loss(**config["loss"]),
+                optimizer=optimizer_from_config(config["optimizer"]),
+                l2=config["l2"],
+                preprocessing=config["preprocessing"]["mode"],
+                target_preprocessing=config["target_preprocessing"]["mode"],
+                seed=config["seed"],
+                backend=backend,
+                dtype=config["dtype"],
+            )
+            network._restore(config)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"config does not describe a network: {error!r}") from error
+        return network
+
+    def _restore(self, config: Mapping[str, Any]) -> None:
+        n_in = config["n_in"]
+        if n_in is not None:
+            self._plan = self._make_plan(check_integer("n_in", n_in, minimum=1))
+        self._input_transform = _transform_from_config(config["preprocessing"], n_in)
+        self._target_transform = _transform_from_config(config["target_preprocessing"], self.n_out)
+        self.classes = None if config["classes"] is None else [str(name) for name in config["classes"]]
+        self.epochs_trained = check_integer("epochs_trained", config["epochs_trained"], minimum=0)
+
+    def save(self, path: str | os.PathLike[str], *, optimizer: bool = False) -> None:
+        """Write the network to a safetensors file, atomically.
+
+        Parameters
+        ----------
+        path : path-like
+            The file to write or replace.
+        optimizer : bool, default False
+            Also write the optimizer's state: after `gradstep.load`, training goes on bit for bit.
+
+        Raises
+        ------
+        ValueError
+            If the network has no parameters yet.
+        OSError
+            If the file cannot be written.
+        """
+        from gradstep.io import save
+
+        save(self, path, optimizer=optimizer)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        for name in ("_backend", "_engine", *_CACHES):
+            del state[name]
+        if self._engine is not None:
+            state["parameters"] = self._engine.parameters()
+            state["optimizer_state"] = self._engine.optimizer_state()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        parameters = state.pop("parameters", None)
+        optimizer_state = state.pop("optimizer_state", None)
+        self.__dict__.update(state)
+        self._backend = backends.get(self._backend_choice)
+        self._engine = None
+        self._update_caches()
+        if parameters is not None:
+            self.set_parameters(parameters)
+            self.set_optimizer_state(optimizer_state)
+
+    # ----------------------------------------------------------------------------------------------
+    # The engine.
+
+    def _make_plan(self, n_in: int) -> Plan:
+        return Plan(
+            layers=dense_plans(self._layers, n_in),
+            loss=self._loss.name,
+            optimizer=self._optimizer.name,
+            loss_options=self._loss.options,
+            optimizer_options=self._optimizer.options,
+            l2=self._l2,
+            dtype=self.dtype,
+        )
+
+    def _initial_parameters(self, plan: Plan) -> Parameters:
+        parameters: Parameters = {}
+        dense = [layer for layer in self._layers if isinstance(layer, Dense)]
+        for index, (layer, planned) in enumerate(zip(dense, plan.layers, strict=True)):
+            initializer = layer.initializer
+            if not isinstance(initializer, str | Given):
+                initializer = default_initializer(layer.activation)
+            weights = initial_weights(initializer, self._seed, index, planned.n_in, planned.n_out)
+            biases = np.zeros(planned.n_out)
+            if isinstance(layer.bias_initializer, Given):
+                argument = f"bias_initializer of {planned.name}"
+                biases = given_values(layer.bias_initializer, (planned.n_out,), argument)
+            parameters[f"{planned.name}.W"] = weights.astype(self._dtype)
+            parameters[f"{planned.name}.b"] = biases.astype(self._dtype)
+        return parameters
+
+    def _built(self) -> Engine:
+        """The engine, made with initial parameters if there is none yet."""
+        if self._engine is None:
+            plan = self.plan
+            self._start_engine(plan, self._initial_parameters(plan))
+        assert self._engine is not None
+        return self._engine
+
+    def _start_engine(self, plan: Plan, parameters: Mapping[str, Array]) -> None:
+        engine = self._backend.make_engine(plan)
+        engine.set_parameters(parameters)
+        self._plan, self._engine = plan, engine
+        self._update_caches()
+
+    def _ready(self) -> Engine:
+        """The engine of a network that knows its preprocessing."""
+        self._require_statistics()
+        return self._built()
+
+    def _require_statistics(self) -> None:
+        if not self._is_prepared():
+            raise ValueError(
+                "the preprocessing has no statistics yet: call fit, or prepare(X, y) with the training rows"
+            )
+
+    def _is_prepared(self) -> bool:
+        return (self._preprocessing == "none" or self._input_transform is not None) and (
+            self._target_preprocessing == "none" or self._target_transform is not None
+        )
+
+    def _update_caches(self) -> None:
+        """What `predict` and `step` need to know to take their short way."""
+        self._fast_engine = self._engine if self._engine is not None and self._is_prepared() else None
+        self._fast_n_in = -1 if self._plan is None else self._plan.n_in
+        self._fast_n_out = self.n_out
+        self._fast_labels = self._loss.target_kind == "labels"
+        self._fast_step = self._target_transform is None and self._loss.target_kind != "probabilities"
+        if self._engine is not None:
+            transform = self._input_transform
+            if transform is None:
+                self._engine.set_input_transform(None, None)
+            else:
+                shift, scale = transform.shift.astype(self._dtype), transform.scale.astype(self._dtype)
+                self._engine.set_input_transform(shift, scale)
+
+    def prepare(self, X: Any, y: Any = None) -> None:
+        """Learn input width and preprocessing from training rows, without training.
+
+        `fit` does it by itself; this is for networks trained by `step` alone. Statistics that the
+        network has already are kept.
+
+        Parameters
+        ----------
+        X : array_like, (n, n_in)
+            Training rows.
+        y : array_like, optional
+            Their targets, needed for ``target_preprocessing="standardize"``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If X or y is not as `fit` needs it.
+        """
+        X = self._check_X(X)
+        if y is None and self._target_preprocessing != "none" and self._target_transform is None:
+            raise ValueError("y is needed to standardize targets")
+        self._prepare(X, None if y is None else self._check_y(y, len(X)))
+
+    def _prepare(self, X: Array, y: Array | None) -> Engine:
+        """Engine and statistics, from validated rows."""
+        if self._engine is not None and self._is_prepared():
+            return self._engine
+        input_transform, target_transform = self._input_transform, self._target_transform
+        if input_transform is None:
+            input_transform = fit_transform(self._preprocessing, X)
+        if target_transform is None and y is not None:
+            target_transform = fit_transform(self._target_preprocessing, y)
+        if self._engine is None:
+            plan = self._make_plan(X.shape[1]) if self._plan is None else self._plan
+            self._start_engine(plan, self._initial_parameters(plan))
+        self._input_transform, self._target_transform = input_transform, target_transform
+        self._update_caches()
+        return self._built()
+
+    # ----------------------------------------------------------------------------------------------
+    # Arguments.
+
+    def _check_X(self, X: Any, argument: str = "X", n_in: int | None = None) -> Array:
+        if self.encoder is not None and not isinstance(X, np.ndarray):
+            X = self.encoder.transform(X)
+        return check_X(X, self.dtype, self.n_in if n_in is None else n_in, argument)
+
+    def _check_y(self, y: Any, n: int, argument: str = "y") -> Array:
+        return TARGET_CHECKS[self._loss.target_kind](y, self.dtype, n, self.n_out, argument)
+
+    def _check_rows(self, X: Any, y: Any, sample_weight: Any) -> Rows:
+        X = self._check_X(X)
+        return Rows(X, self._check_y(y, len(X)), check_weight(sample_weight, self.dtype, len(X)))
+
+    def _check_validation(self, data: Any, n_in: int) -> Rows | None:
+        if data is None:
+            return None
+        if not isinstance(data, tuple | list) or len(data) not in (2, 3):
+            raise TypeError("validation_data must be (X, y) or (X, y, sample_weight)")
+        X = self._check_X(data[0], "validation_data[0]", n_in)
+        y = self._check_y(data[1], len(X), "validation_data[1]")
+        weight = data[2] if len(data) == 3 else None
+        return Rows(X, y, check_weight(weight, self.dtype, len(X), "validation_data[2]"))
+
+    def _network_units(self, rows: Rows) -> Rows:
+        """The rows with their targets as the network learns them."""
+        transform = self._target_transform
+        return rows if transform is None else Rows(rows.X, transform.apply(rows.y), rows.weight)
+
+    # ----------------------------------------------------------------------------------------------
+    # Training and use.
+
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        epochs: int = 10,
+        batch_size: int | None = None,
+        sample_weight: Any = None,
+        validation_data: Any = None,
+        shuffle: bool = True,
+        callbacks: Sequence[Callback] = (),
+        verbose: int = 1,
+    ) -> History:
+        """Train for a number of epochs; called again, go on training.
+
+        Parameters
+        ----------
+        X : array_like, (n, n_in)
+            Finite numbers of any dtype and layout. C-contiguous arrays of the network's dtype, memory
+            maps among them, are used in place.
+        y : array_like
+            (n, n_out), or (n,) for one output; for binary_cross_entropy in [0, 1]; for cross_entropy
+            labels 0 to n_out - 1 (n,), or one-hot rows (n, n_out).
+        epochs : int, default 10
+            Passes over the rows.
+        batch_size : int, optional
+            Rows per update, 1 to n; the last batch of an epoch may be smaller. By default 32, or all
+            rows with `GradientDescent`.
+        sample_weight : array_like, (n,), optional
+            Weights of the rows in the loss, not negative.
+        validation_data : tuple, optional
+            (X, y) or (X, y, sample_weight), evaluated after every epoch.
+        shuffle : bool, default True
+            Visit the rows in a new order every epoch, which depends on seed and epoch alone.
+        callbacks : sequence of Callback
+            Called after every epoch.
+        verbose : int, default 1
+            0 shows no progress.
+
+        Returns
+        -------
+        History
+            Of this call; also kept as `history`. Ctrl-C ends the training after the current batch and
+            returns as usual, with ``history.interrupted``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is not as above; nothing has changed then.
+        DivergenceError
+            If a loss or parameter became NaN or infinite; the network is that of the last good epoch.
+        """
+        rows = self._check_rows(X, y, sample_weight)
+        n, n_in = rows.X.shape
+        validation = self._check_validation(validation_data, n_in)
+        epochs = check_integer("epochs", epochs, minimum=1)
+        batch_size = check_batch_size(batch_size, n, self._optimizer.default_batch_size(n))
+        shuffle = check_flag("shuffle", shuffle)
+        callbacks = _check_callbacks(callbacks)
+
+        engine = self._prepare(rows.X, rows.y)
+        job = Job(
+            rows=self._network_units(rows),
+            epochs=epochs,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            validate=None if validation is None else lambda: self._evaluate(engine, validation),
+            callbacks=callbacks,
+            verbose=verbose,
+        )
+        return train(self, engine, job)
+
+    def predict(self, X: Any) -> Array:
+        """Outputs for rows: values, or probabilities for a classification loss.
+
+        Parameters
+        ----------
+        X : array_like, (n, n_in)
+            Finite numbers.
+
+        Returns
+        -------
+        numpy.ndarray
+            (n, n_out) in the network's dtype, always two-dimensional.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If X is not as above, or the network is not complete.
+        """
+        engine = self._fast_engine
+        if not (
+            engine is not None
+            and type(X) is np.ndarray
+            and X.dtype is self._dtype
+            and X.ndim == 2
+            and X.shape[1] == self._fast_n_in
+            and 0 < X.size <= BLOCK_ELEMENTS
+            and X.flags.carray
+            and all_finite(X)
+        ):
+            engine = self._ready()
+            X = self._check_X(X)
+        out = np.empty((X.shape[0], self._fast_n_out), self._dtype)
+        engine.predict(X, out)
+        return out if self._target_transform is None else self._target_transform.invert(out)
+
+    def evaluate(self, X: Any, y: Any, sample_weight: Any = None) -> dict[str, float]:
+        """Loss and metrics.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As for `fit`.
+
+        Returns
+        -------
+        dict
+            ``loss`` without the l2 penalty; ``accuracy`` for classification losses; ``rmse`` and ``r2`` in
+            the units of y for the others.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is not as `fit` needs it, or the network is not complete.
+        """
+        engine = self._ready()
+        return self._evaluate(engine, self._check_rows(X, y, sample_weight))
+
+    def _evaluate(self, engine: Engine, rows: Rows) -> dict[str, float]:
+        out = np.empty((len(rows.X), self.n_out), self._dtype)
+        loss = engine.evaluate(rows.X, self._network_units(rows).y, rows.weight, out)
+        if self._target_transform is not None:
+            out = self._target_transform.invert(out)
+        return {"loss": loss, **metrics(self._loss.target_kind, out, rows.y, rows.weight)}
+
+    def step(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """One forward pass, backward pass and update on all rows given.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As for `fit`. C-contiguous arrays of the network's dtype (labels: int32) take the shortest way.
+
+        Returns
+        -------
+        float
+            The loss before the update.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is not as `fit` needs it; nothing has changed then.
+        DivergenceError
+            If the loss is NaN or infinite; the parameters are then, too, and have to be set anew.
+        """
+        engine = self._fast_engine
+        if (
+            engine is not None
+            and sample_weight is None
+            and self._fast_step
+            and type(X) is np.ndarray
+            and X.dtype is self._dtype
+            and X.ndim == 2
+            and X.shape[1] == self._fast_n_in
+            and 0 < X.size <= BLOCK_ELEMENTS
+            and X.flags.carray
+            and all_finite(X)
+            and self._is_target(y, X.shape[0])
+        ):
+            loss = engine.step(X, y, None, self._optimizer.learning_rate)
+        else:
+            engine, rows = self._checked(X, y, sample_weight)
+            loss = engine.step(rows.X, rows.y, rows.weight, self._optimizer.learning_rate)
+        if not math.isfinite(loss):
+            raise DivergenceError(
+                f"the loss of this step is {loss}: try a learning rate smaller than {self.learning_rate:g}"
+            )
+        return loss
+
+    def _is_target(self, y: Any, n: int) -> bool:
+        """Whether y can go to the engine as it is."""
+        if type(y) is not np.ndarray or not y.flags.carray:
+            return False
+        if self._fast_labels:
+            if y.dtype is not _INT32 or y.shape != (n,):
+                return False
+            # As unsigned numbers, negative labels are beyond the largest one.
+            return bool(np.maximum.reduce(y.view(np.uint32)) < self._fast_n_out)
+        return y.dtype is self._dtype and y.shape == (n, self._fast_n_out) and all_finite(y)
+
+    def _checked(self, X: Any, y: Any, sample_weight: Any) -> tuple[Engine, Rows]:
+        """Engine and rows in the network's units; the input width is learnt if need be."""
+        self._require_statistics()
+        rows = self._check_rows(X, y, sample_weight)
+        return self._prepare(rows.X, None), self._network_units(rows)
+
+    def loss_and_gradients(
+        self, X: Any, y: Any, sample_weight: Any = None, *, input_gradient: bool = False
+    ) -> tuple[float, Parameters]:
+        """Mean loss with the l2 penalty, and its gradient.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As for `fit`.
+        input_gradient : bool, default False
+            Add the gradient with respect to X, (n, n_in), under the name "X".
+
+        Returns
+        -------
+        loss : float
+            In the units of the network, if targets are standardized.
+        gradients : dict of str to numpy.ndarray
+            By the names of `parameters`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is not as `fit` needs it, or the network is not complete.
+        """
+        engine, rows = self._checked(X, y, sample_weight)
+        loss, gradients, dX = engine.loss_and_gradients(rows.X, rows.y, rows.weight, input_gradient)
+        return loss, gradients if dX is None else {**gradients, "X": dX}
+
+    def trace(self, X: Any, y: Any, sample_weight: Any = None) -> Trace:
+        """The chain rule layer by layer, computed by the numpy reference.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As for `fit`.
+
+        Returns
+        -------
+        Trace
+            The loss and, per layer, its input x, pre-activation z, activation a, error signal delta = dJ/dz,
+            dW and db.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is not as `fit` needs it, or the network is not complete.
+        """
+        engine, rows = self._checked(X, y, sample_weight)
+        shift = scale = None
+        if self._input_transform is not None:
+            shift = self._input_transform.shift.astype(self._dtype)
+            scale = self._input_transform.scale.astype(self._dtype)
+        loss, layers = reference_trace(
+            self.plan, engine.parameters(), rows.X, rows.y, rows.weight, shift, scale
+        )
+        return Trace(loss, tuple(layers))
+
+    # ----------------------------------------------------------------------------------------------
+    # Parameters.
+
+    def parameters(self) -> Parameters:
+        """Copies of all parameters: ``{"dense_0.W": (n_in, n_out), "dense_0.b": (n_out,), ...}``.
+
+        Raises
+        ------
+        ValueError
+            If the width of the input is not known yet.
+        """
+        return self._built().parameters()
+
+    def set_parameters(self, values: Mapping[str, Any]) -> None:
+        """Overwrite some or all parameters.
+
+        Parameters
+        ----------
+        values : mapping of str to array_like
+            By the names of `parameters`, in the same shapes.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a name, shape or value is wrong; nothing has changed then.
+        """
+        plan = self.plan
+        shapes = plan.parameter_shapes()
+        checked = {name: self._check_parameter("parameter", name, v, shapes) for name, v in values.items()}
+        if self._engine is None and checked.keys() == shapes.keys():
+            self._start_engine(plan, checked)
+        else:
+            self._built().set_parameters(checked)
+
+    def _check_parameter(
+        self, kind: str, name: str, value: Any, shapes: Mapping[str, tuple[int, ...]]
+    ) -> Array:
+        check_name(kind, name, shapes)
+        array = numeric_array(name, value, self.dtype)
+        if array.shape != shapes[name]:
+            raise ValueError(f"{name} must have shape {shapes[name]}, got {array.shape}")
+        return array
+
+    def optimizer_state(self) -> Parameters:
+        """Copies of the step count and moments by name, such as "step" and "dense_0.W.m".
+
+        Raises
+        ------
+        ValueError
+            If the width of the input is not known yet.
+        """
+        return self._built().optimizer_state()
+
+    def set_optimizer_state(self, values: Mapping[str, Any]) -> None:
+        """Overwrite the whole state of the optimizer.
+
+        Parameters
+        ----------
+        values : mapping of str to array_like
+            By the names of `optimizer_state`, all of them, in the same shapes.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a name, shape or value is wrong or missing; nothing has changed then.
+        """
+        engine = self._built()
+        shapes = {name: value.shape for name, value in engine.optimizer_state().items()}
+        missing = [name for name in shapes if name not in values]
+        if missing:
+            raise ValueError(f"the optimizer state lacks {missing[0]!r}")
+        checked = {
+            name: self._check_parameter("optimizer state", name, value, shapes)
+            for name, value in values.items()
+            if name != "step"
+        }
+        step = check_integer("step", np.asarray(values["step"]).item(), minimum=0)
+        engine.set_optimizer_state({**checked, "step": np.array(step, np.int64)})
+
+
+_CACHES = ("_fast_engine", "_fast_n_in", "_fast_n_out", "_fast_labels", "_fast_step")
+_INT32 = np.dtype(np.int32)
+
+
+def _dtype_name(dtype: Any) -> Any:
+    """The name of a numpy dtype given as an object."""
+    return dtype if isinstance(dtype, str) else getattr(dtype, "name", getattr(dtype, "__name__", dtype))
+
+
+def _count(parameters: int | None) -> str:
+    return "?" if parameters is None else f"{parameters:,}"
+
+
+def _check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
+    if isinstance(callbacks, Callback):
+        raise TypeError("callbacks must be a list of callbacks, got a single one")
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise TypeError(f"callbacks must be instances of Callback, got {callback!r}")
+    return tuple(callbacks)
+
+
+def _transform_config(mode: str, transform: Transform | None) -> dict[str, Any]:
+    statistics = {"shift": None, "scale": None} if transform is None else transform.to_config()
+    return {"mode": mode, **statistics}
+
+
+def _transform_from_config(config: Mapping[str, Any], width: int | None) -> Transform | None:
+    if config["shift"] is None:
+        return None
+    transform = Transform.from_config(config)
+    if transform.shift.shape != (width,) or transform.scale.shape != (width,):
+        raise ValueError(f"statistics of the preprocessing must have {width} entries each")
+    return transform
