@@ -94,8 +94,12 @@ def check_gradients(
     """
     check_real("tolerance", tolerance, above=0.0)
     check_integer("entries", entries, minimum=1)
-    loss, gradients = network.loss_and_gradients(X, y, sample_weight)
+    network.loss_and_gradients(X, y, sample_weight)  # also gives a new network its input width
     twin = _float64_twin(network)
+
+    def value() -> float:
+        return twin.loss_and_gradients(X, y, sample_weight)[0]
+
     loss, gradients = twin.loss_and_gradients(X, y, sample_weight)
     floor = max(NEGLIGIBLE * max(float(np.abs(g).max()) for g in gradients.values()), 1e-7 * abs(loss), 1e-12)
     parameters = twin.parameters()
@@ -104,7 +108,7 @@ def check_gradients(
     checked: dict[str, int] = {}
     for name, gradient in gradients.items():
         chosen = rng.permutation(gradient.size)[:entries]
-        difference = _difference(twin, parameters, name, lambda: twin.loss_and_gradients(X, y, sample_weight)[0])
+        difference = _difference(twin, parameters, name, value)
         pairs = ((float(gradient.flat[i]), difference, int(i)) for i in chosen)
         errors[name] = max(_relative_error(*pair, floor) for pair in pairs)
         checked[name] = len(chosen)

@@ -37,7 +37,7 @@ _HE_ACTIVATIONS = frozenset({"relu", "leaky_relu", "elu", "gelu", "silu", "mish"
 
 
 def default_initializer(activation: str) -> str:
-    """Name of the initializer that suits an activation: he_uniform for the relu family, else glorot_uniform."""
+    """The initializer that suits an activation: he_uniform for the relu family, else glorot_uniform."""
     return "he_uniform" if activation in _HE_ACTIVATIONS else "glorot_uniform"
 
 
@@ -64,9 +64,7 @@ class Given:
         return f"<given array {self.values.shape}>"
 
 
-def initial_weights(
-    initializer: str | Given, seed: int, layer_index: int, n_in: int, n_out: int
-) -> Weights:
+def initial_weights(initializer: str | Given, seed: int, layer_index: int, n_in: int, n_out: int) -> Weights:
     """Draw the weights of one layer.
 
     Parameters

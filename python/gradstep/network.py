@@ -35,14 +35,17 @@ from gradstep.validation import (
     all_finite,
     check_batch_size,
     check_flag,
+    check_inputs,
     check_integer,
     check_real,
     check_weight,
-    check_X,
     numeric_array,
 )
 
 DTYPES = ("float32", "float64")
+
+SMALL_BATCH = 256
+"""Rows up to which labels are quicker checked as Python integers than by numpy."""
 
 
 class Network:
@@ -122,7 +125,8 @@ class Network:
         self._seed = check_integer("seed", seed, minimum=0, maximum=2**64 - 1)
         self._backend_choice = backend
         self._backend = backends.get(backend)
-        self._dtype = np.dtype(check_name("dtype", _dtype_name(dtype), DTYPES))
+        self._dtype_name = check_name("dtype", _dtype_name(dtype), DTYPES)
+        self._dtype = np.dtype(self._dtype_name)
         self._check_combination()
 
         self.history: History | None = None
@@ -142,8 +146,8 @@ class Network:
         assert isinstance(last, Dense)
         if self._loss.is_classification and last.activation != "identity":
             raise ValueError(
-                f"the last layer must have activation 'identity' for the loss {self._loss.name!r}, which takes "
-                f"logits (predict applies the link itself), got {last.activation!r}"
+                f"the last layer must have activation 'identity' for the loss {self._loss.name!r}, which "
+                f"takes logits (predict applies the link itself), got {last.activation!r}"
             )
         if self._loss.target_kind == "labels" and last.units < 2:
             raise ValueError(
@@ -191,7 +195,7 @@ class Network:
     @property
     def dtype(self) -> str:
         """Name of the type of parameters and computation."""
-        return self._dtype.name
+        return self._dtype_name
 
     @property
     def backend(self) -> str:
@@ -218,7 +222,9 @@ class Network:
             If the width of the input is not known yet.
         """
         if self._plan is None:
-            raise ValueError("the network has no input width yet: call fit first, or begin layers with Input(n)")
+            raise ValueError(
+                "the input width is not known yet: call fit first, or begin layers with Input(n)"
+            )
         return self._plan
 
     def __repr__(self) -> str:
@@ -416,7 +422,8 @@ class Network:
         self._fast_engine = self._engine if self._engine is not None and self._is_prepared() else None
         self._fast_n_in = -1 if self._plan is None else self._plan.n_in
         self._fast_n_out = self.n_out
-        self._fast_labels = self._loss.target_kind == "labels"
+        labels = range(self.n_out if self._loss.target_kind == "labels" else 0)
+        self._fast_labels = frozenset(labels)
         self._fast_step = self._target_transform is None and self._loss.target_kind != "probabilities"
         if self._engine is not None:
             transform = self._input_transform
@@ -444,7 +451,7 @@ class Network:
         TypeError, ValueError
             If X or y is not as `fit` needs it.
         """
-        X = self._check_X(X)
+        X = self._check_inputs(X)
         if y is None and self._target_preprocessing != "none" and self._target_transform is None:
             raise ValueError("y is needed to standardize targets")
         self._prepare(X, None if y is None else self._check_y(y, len(X)))
@@ -468,16 +475,16 @@ class Network:
     # ----------------------------------------------------------------------------------------------
     # Arguments.
 
-    def _check_X(self, X: Any, argument: str = "X", n_in: int | None = None) -> Array:
+    def _check_inputs(self, X: Any, argument: str = "X", n_in: int | None = None) -> Array:
         if self.encoder is not None and not isinstance(X, np.ndarray):
             X = self.encoder.transform(X)
-        return check_X(X, self.dtype, self.n_in if n_in is None else n_in, argument)
+        return check_inputs(X, self.dtype, self.n_in if n_in is None else n_in, argument)
 
     def _check_y(self, y: Any, n: int, argument: str = "y") -> Array:
         return TARGET_CHECKS[self._loss.target_kind](y, self.dtype, n, self.n_out, argument)
 
     def _check_rows(self, X: Any, y: Any, sample_weight: Any) -> Rows:
-        X = self._check_X(X)
+        X = self._check_inputs(X)
         return Rows(X, self._check_y(y, len(X)), check_weight(sample_weight, self.dtype, len(X)))
 
     def _check_validation(self, data: Any, n_in: int) -> Rows | None:
@@ -485,7 +492,7 @@ class Network:
             return None
         if not isinstance(data, tuple | list) or len(data) not in (2, 3):
             raise TypeError("validation_data must be (X, y) or (X, y, sample_weight)")
-        X = self._check_X(data[0], "validation_data[0]", n_in)
+        X = self._check_inputs(data[0], "validation_data[0]", n_in)
         y = self._check_y(data[1], len(X), "validation_data[1]")
         weight = data[2] if len(data) == 3 else None
         return Rows(X, y, check_weight(weight, self.dtype, len(X), "validation_data[2]"))
@@ -600,7 +607,7 @@ class Network:
             and all_finite(X)
         ):
             engine = self._ready()
-            X = self._check_X(X)
+            X = self._check_inputs(X)
         out = np.empty((X.shape[0], self._fast_n_out), self._dtype)
         engine.predict(X, out)
         return out if self._target_transform is None else self._target_transform.invert(out)
@@ -683,10 +690,9 @@ class Network:
         if type(y) is not np.ndarray or not y.flags.carray:
             return False
         if self._fast_labels:
-            if y.dtype is not _INT32 or y.shape != (n,):
+            if y.dtype is not _INT32 or y.shape != (n,) or n > SMALL_BATCH:
                 return False
-            # As unsigned numbers, negative labels are beyond the largest one.
-            return bool(np.maximum.reduce(y.view(np.uint32)) < self._fast_n_out)
+            return self._fast_labels.issuperset(y.tolist())
         return y.dtype is self._dtype and y.shape == (n, self._fast_n_out) and all_finite(y)
 
     def _checked(self, X: Any, y: Any, sample_weight: Any) -> tuple[Engine, Rows]:

@@ -151,9 +151,7 @@ class AdamW(Adam):
         check_real("weight_decay", self.weight_decay, minimum=0.0)
 
 
-OPTIMIZER_CLASSES: dict[str, type[Optimizer]] = {
-    cls.name: cls for cls in (GradientDescent, SGD, Adam, AdamW)
-}
+OPTIMIZER_CLASSES: dict[str, type[Optimizer]] = {cls.name: cls for cls in (GradientDescent, SGD, Adam, AdamW)}
 
 
 def as_optimizer(optimizer: object) -> Optimizer:

@@ -81,7 +81,7 @@ class Bar(Progress):
     """A tqdm bar with the newest losses."""
 
     def __init__(self, epochs: int) -> None:
-        from tqdm.auto import tqdm
+        from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
         self._bar: Any = tqdm(total=epochs, unit="epoch", dynamic_ncols=True)
 

@@ -135,10 +135,11 @@ class _Loop:
             shuffle=self.job.shuffle,
         )
         self._record(result)
-        if self.history.stopped == "finished" and any(
-            [callback.on_epoch_end(self._state()) is True for callback in self.job.callbacks]
-        ):
-            self.history.stopped = "callback"
+        if self.history.stopped != "finished":
+            return
+        for callback in self.job.callbacks:
+            if callback.on_epoch_end(self._state()) is True:
+                self.history.stopped = "callback"
 
     def _record(self, result: TrainResult) -> None:
         if result.interrupted:
@@ -178,7 +179,7 @@ class _Loop:
     def _divergence(self) -> str:
         rate = self.network.learning_rate
         return (
-            f"training diverged in epoch {self.network.epochs_trained + 1} (a loss or parameter became NaN or "
-            f"infinite); the network is back at the end of the epoch before: try a smaller learning rate, "
-            f"such as {rate / 10:g} instead of {rate:g}"
+            f"training diverged in epoch {self.network.epochs_trained + 1} (a loss or parameter became "
+            f"NaN or infinite); the network is back at the end of the epoch before: try a smaller "
+            f"learning rate, such as {rate / 10:g} instead of {rate:g}"
         )

@@ -112,8 +112,10 @@ def numeric_array(argument: str, values: Any, dtype: str | None = None) -> Array
         if array.dtype.kind == "f":
             check_finite(argument, array)
         return array
-    with np.errstate(over="ignore"):
-        converted: Array = np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED"])
+    converted = array
+    if not (array.dtype == dtype and array.flags.c_contiguous and array.flags.aligned):
+        with np.errstate(over="ignore"):
+            converted = np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED"])
     check_finite(argument, converted, source=array)
     return converted
 
@@ -163,8 +165,8 @@ def all_finite(flat: Array) -> bool:
     The dot product with itself is finite only if every element is, and costs less than looking at
     each; where it overflows, they are looked at.
     """
-    square = np.vdot(flat, flat)
-    return bool(square - square == 0) or bool(np.isfinite(flat).all())
+    square = float(np.vdot(flat, flat))
+    return square - square == 0 or bool(np.isfinite(flat).all())
 
 
 def check_finite(argument: str, array: Array, source: Array | None = None) -> None:
@@ -184,7 +186,8 @@ def check_finite(argument: str, array: Array, source: Array | None = None) -> No
         block = flat[start : start + BLOCK_ELEMENTS]
         if not all_finite(block):
             position = start + int(np.argmin(np.isfinite(block)))
-            raise ValueError(_not_finite(argument, array if source is None else source, position, array.dtype))
+            given = array if source is None else source
+            raise ValueError(_not_finite(argument, given, position, array.dtype))
 
 
 def _not_finite(argument: str, source: Array, position: int, dtype: np.dtype[Any]) -> str:
@@ -198,7 +201,7 @@ def _not_finite(argument: str, source: Array, position: int, dtype: np.dtype[Any
     return f"{argument} must be finite, but {cell}{where}"
 
 
-def check_X(X: Any, dtype: str, n_in: int | None, argument: str = "X") -> Array:
+def check_inputs(X: Any, dtype: str, n_in: int | None, argument: str = "X") -> Array:
     """Inputs as (n, n_in) in the dtype, C-contiguous; in place if they are so already.
 
     Raises
@@ -216,7 +219,9 @@ def check_X(X: Any, dtype: str, n_in: int | None, argument: str = "X") -> Array:
     if X.shape[0] == 0 or X.shape[1] == 0:
         raise ValueError(f"{argument} must have at least one row and one column, got shape {X.shape}")
     if n_in is not None and X.shape[1] != n_in:
-        raise ValueError(f"{argument} must have {n_in} column(s), as the network's input has, got {X.shape[1]}")
+        raise ValueError(
+            f"{argument} must have {n_in} column(s), the network's input width, got {X.shape[1]}"
+        )
     return numeric_array(argument, X, dtype)
 
 
@@ -285,7 +290,8 @@ def check_labels(y: Any, dtype: str, n: int, n_out: int, argument: str = "y") ->
         raise ValueError(
             f"labels in {argument} must be 0 to {n_out - 1}, as the network has {n_out} outputs, but {cell}"
         )
-    return np.ascontiguousarray(array, dtype=np.int32)
+    labels: Array = np.ascontiguousarray(array, dtype=np.int32)
+    return labels
 
 
 def _labels_of_one_hot(argument: str, array: Array) -> Array:
@@ -297,7 +303,8 @@ def _labels_of_one_hot(argument: str, array: Array) -> Array:
             f"{argument} with {array.shape[1]} columns must be one-hot (a single 1, else 0), "
             f"but row {row} is {_short(array[row])}"
         )
-    return ones.argmax(axis=1).astype(np.int32)
+    labels: Array = ones.argmax(axis=1).astype(np.int32)
+    return labels
 
 
 def _short(row: Array) -> str:
