@@ -1,0 +1,141 @@
+// Gradients of small networks: a batch is cut into chunks of rows, each chunk goes tile by tile through
+// all layers, forward and backward, inside the cache. How a batch is cut depends on the network
+// and the batch size alone and the chunks' gradients are summed in order, so that the result has the
+// same bits for every number of threads.
+#pragma once
+#include <algorithm>
+#include <vector>
+
+#include "engine/batch.h"
+#include "engine/threads.h"
+
+namespace gradstep {
+
+template <class T>
+class ChunkedGradient {
+public:
+    explicit ChunkedGradient(const Net<T>& net) : net_(net) {
+        const int64_t per_row = 2 * net.plan().products_per_row();
+        least_chunk_ = std::max<int64_t>(32, kChunkWork / per_row);
+        tile_ = net.whole_lanes(kTileRows);
+    }
+
+    // Memory for batches of up to `rows` rows on up to `threads` threads; before any compute.
+    void prepare(int64_t rows, int threads) {
+        const int parts = chunks(rows);
+        threads = std::min(threads, parts);
+        const ptrdiff_t tile = std::min<ptrdiff_t>(kTileRows, net_.whole_lanes(rows));
+        if (threads <= static_cast<int>(workspaces_.size()) && parts <= parts_ && tile <= tile_capacity_) return;
+        parts_ = std::max(parts, parts_);
+        tile_capacity_ = std::max(tile, tile_capacity_);
+        workspaces_.resize(std::max(static_cast<std::size_t>(threads), workspaces_.size()));
+        losses_.resize(static_cast<std::size_t>(parts_));
+        tile_ = tile_capacity_;
+        arena_.allocate([&](Taker& take) {
+            gradients_ = take.template take<T>(net_.parameters().total * static_cast<std::size_t>(parts_));
+            for (Workspace<T>& ws : workspaces_) net_.take_workspace(take, ws, tile_, true);
+        });
+    }
+
+    int chunks(int64_t rows) const {
+        return static_cast<int>(std::clamp<int64_t>(rows / least_chunk_, 1, kMostChunks));
+    }
+
+    // Keeps the gathered inputs of a batch that does not change from step to step (full batch, small
+    // enough); compute then skips its gather.
+    void keep_inputs(const Batch<T>& b) {
+        kept_ = nullptr;
+        const int parts = chunks(b.rows);
+        tiles_kept_ = tiles(b.part(0, chunk_start(b.rows, parts, 1)).rows) + 1;
+        const std::size_t slots = static_cast<std::size_t>(parts) * static_cast<std::size_t>(tiles_kept_);
+        const std::size_t size = net_.x_size(tile_) + net_.y_size(tile_) + static_cast<std::size_t>(tile_);
+        if (slots * size * sizeof(T) > kMostKept) return;
+        kept_arena_.allocate([&](Taker& take) { kept_ = take.template take<T>(slots * size); });
+        for (int c = 0; c < parts; ++c)
+            for_each_tile(b, c, parts, [&](const Batch<T>& tile, int t) { gather(tile, kept_slot(c, t)); });
+    }
+    void forget_inputs() { kept_ = nullptr; }
+
+    // The sum of weight * loss; the gradient of scale * that sum is left in parts. input_gradient, if not
+    // null, is (rows, n_in) of the batch.
+    double compute(const Batch<T>& b, const T* theta, T scale, int threads, T* input_gradient = nullptr) {
+        const int parts = chunks(b.rows);
+        const bool worth_sharing = 2 * net_.plan().products_per_row() * b.rows > kSharedWork;
+        parallel_for(parts, worth_sharing ? std::min(threads, static_cast<int>(workspaces_.size())) : 1,
+                     [&](int c, int worker) { compute_chunk(b, c, parts, workspaces_[worker], theta, scale, input_gradient); });
+        used_parts_ = parts;
+        double loss = 0;
+        for (int c = 0; c < parts; ++c) loss += losses_[c];
+        return loss;
+    }
+
+    const T* gradient() const { return gradients_; }
+    T* gradient() { return gradients_; }
+    int parts() const { return used_parts_; }
+    ptrdiff_t part_stride() const { return static_cast<ptrdiff_t>(net_.parameters().total); }
+
+private:
+    static constexpr ptrdiff_t kTileRows = 128;
+    static constexpr int64_t kMostChunks = 16;
+    static constexpr int64_t kChunkWork = 250'000;   // floating-point operations of a chunk, at least
+    static constexpr int64_t kSharedWork = 500'000;  // of a batch that is worth a second thread
+    static constexpr std::size_t kMostKept = std::size_t{8} << 20;
+
+    static int64_t chunk_start(int64_t rows, int parts, int c) { return rows * c / parts; }
+    int tiles(int64_t rows) const { return static_cast<int>((rows + tile_ - 1) / tile_); }
+
+    // Calls f(tile, number) for the tiles of a chunk, of equal whole lanes but for the last.
+    template <class F>
+    void for_each_tile(const Batch<T>& b, int c, int parts, F&& f) const {
+        const int64_t start = chunk_start(b.rows, parts, c), end = chunk_start(b.rows, parts, c + 1);
+        const int n = tiles(end - start);
+        const int64_t rows = net_.whole_lanes((end - start + n - 1) / n);
+        int t = 0;
+        for (int64_t r = start; r < end; r += rows) f(b.part(r, std::min(r + rows, end)), t++);
+    }
+
+    TileInputs<T> kept_slot(int c, int t) const {
+        const std::size_t x = net_.x_size(tile_), y = net_.y_size(tile_), w = static_cast<std::size_t>(tile_);
+        T* at = kept_ + static_cast<std::size_t>(c * tiles_kept_ + t) * (x + y + w);
+        return {at, at + x, at + x + y};
+    }
+
+    // y lanes are as far apart as the tile is wide in LanesNet, and as its capacity in PanelNet: the stride
+    // of the workspace's own lanes.
+    void gather(const Batch<T>& tile, const TileInputs<T>& to) const {
+        gather_x(net_, tile, to.x, net_.tile_stride(tile.rows, tile_));
+        gather_targets(net_, tile, to.y, to.weight, net_.tile_stride(tile.rows, tile_));
+    }
+
+    void compute_chunk(const Batch<T>& b, int c, int parts, const Workspace<T>& ws, const T* theta, T scale,
+                       T* input_gradient) {
+        T* gradient = gradients_ + static_cast<std::size_t>(c) * net_.parameters().total;
+        double loss = 0;
+        for_each_tile(b, c, parts, [&](const Batch<T>& tile, int t) {
+            const TileInputs<T> in = kept_ ? kept_slot(c, t) : ws.inputs;
+            if (!kept_) gather(tile, in);
+            net_.forward(ws, in.x, theta, tile.rows);
+            loss += net_.loss().value({net_.outputs_in_lanes(ws, tile.rows), in.y, in.weight, ws.lanes_delta, nullptr,
+                                       net_.plan().n_out(), net_.whole_lanes(tile.rows),
+                                       net_.tile_stride(tile.rows, tile_), scale,
+                                       static_cast<T>(net_.plan().loss_option)});
+            net_.backward(ws, in.x, theta, tile.rows, gradient, t > 0, input_gradient != nullptr);
+            if (input_gradient)
+                net_.copy_input_gradient(ws, tile.rows, input_gradient + (tile.first - b.first) * net_.plan().n_in());
+        });
+        net_.finish_gradient(ws, gradient);
+        losses_[c] = loss;
+    }
+
+    const Net<T>& net_;
+    int64_t least_chunk_;
+    ptrdiff_t tile_, tile_capacity_ = 0;
+    int parts_ = 0, used_parts_ = 0, tiles_kept_ = 0;
+    Arena arena_, kept_arena_;
+    std::vector<Workspace<T>> workspaces_;
+    std::vector<double> losses_;
+    T* gradients_ = nullptr;
+    T* kept_ = nullptr;
+};
+
+}  // namespace gradstep

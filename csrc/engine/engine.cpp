@@ -1,0 +1,331 @@
+#include "engine/engine.h"
+
+#include <chrono>
+#include <cmath>
+
+#include "engine/dispatch.h"
+
+namespace gradstep {
+
+namespace {
+
+// Larger networks keep no copy of the last good epoch: their steps stop before an update that follows a
+// loss that is not finite.
+constexpr std::size_t kMostRemembered = std::size_t{64} << 20;
+
+constexpr ptrdiff_t kUpdateSlice = 16 * 1024;  // elements that one task updates
+
+}  // namespace
+
+template <class T>
+Engine<T>::Engine(const Plan& plan, const KernelTable& table)
+    : plan_(plan),
+      k_(of_type<T>(table)),
+      net_(make_net(k_, plan)),
+      optimizer_(find(k_.optimizers, k_.n_optimizers, plan.optimizer)),
+      count_(plan.beta1, plan.beta2),
+      inference_(*net_) {
+    const std::size_t n = net_->parameters().total;
+    const std::size_t arrays = 1 + static_cast<std::size_t>(optimizer_.states);
+    const bool remembers = n * arrays * sizeof(T) <= kMostRemembered;
+    arena_.allocate([&](Taker& take) {
+        theta_ = take.template take<T>(n);
+        for (int s = 0; s < optimizer_.states; ++s) states_[s] = take.template take<T>(n);
+        remembered_ = remembers ? take.template take<T>(n * arrays) : nullptr;
+    });
+    if (fits_cache<T>(plan))
+        chunked_ = std::make_unique<ChunkedGradient<T>>(*net_);
+    else
+        layered_ = std::make_unique<LayeredStep<T>>(static_cast<const PanelNet<T>&>(*net_));
+}
+
+template <class T>
+void Engine<T>::get(int what, std::size_t layer, T* W, T* b) const {
+    net_->unpack(layer, what < 0 ? theta_ : states_[what], W, b);
+}
+
+template <class T>
+void Engine<T>::set(int what, std::size_t layer, const T* W, const T* b) {
+    net_->pack(layer, W, b, what < 0 ? theta_ : states_[what]);
+}
+
+template <class T>
+void Engine<T>::set_input_transform(const T* shift, const T* scale) {
+    shift_ = scale_ = nullptr;
+    if (!shift) return;
+    const auto n = static_cast<std::size_t>(plan_.n_in());
+    transform_arena_.allocate([&](Taker& take) {
+        shift_ = take.template take<T>(n + 64);  // gathers load whole vectors
+        scale_ = take.template take<T>(n + 64);
+    });
+    std::copy(shift, shift + n, shift_);
+    std::copy(scale, scale + n, scale_);
+}
+
+template <class T>
+void Engine<T>::transform(Data<T>& data) const {
+    data.shift = shift_;
+    data.scale = scale_;
+}
+
+template <class T>
+typename Engine<T>::Scales Engine<T>::scales(const Batch<T>& b) const {
+    const double weight = b.weight_sum();
+    const double outputs = net_->loss().mean_over_outputs ? static_cast<double>(plan_.n_out()) : 1.0;
+    return {weight, weight > 0 ? 1 / (weight * outputs) : 0.0};
+}
+
+template <class T>
+void Engine<T>::prepare(int64_t rows, int threads) {
+    if (chunked_)
+        chunked_->prepare(rows, threads);
+    else
+        layered_->prepare(rows, threads);
+}
+
+template <class T>
+double Engine<T>::penalty() const {
+    if (plan_.l2 == 0) return 0;
+    return plan_.l2 / 2 * k_.sum_squares(theta_, static_cast<ptrdiff_t>(net_->parameters().weights));
+}
+
+template <class T>
+Hyper<T> Engine<T>::hyper(double learning_rate, bool for_weights) const {
+    Hyper<T> h{};
+    h.learning_rate = static_cast<T>(learning_rate);
+    h.l2 = static_cast<T>(for_weights ? plan_.l2 : 0);
+    h.momentum = static_cast<T>(plan_.momentum);
+    h.nesterov = static_cast<T>(plan_.nesterov);
+    h.beta1 = static_cast<T>(plan_.beta1);
+    h.beta2 = static_cast<T>(plan_.beta2);
+    h.epsilon = static_cast<T>(plan_.epsilon);
+    h.weight_decay = static_cast<T>(for_weights ? plan_.weight_decay : 0);
+    if (optimizer_.states == 2) {
+        h.step_size = static_cast<T>(learning_rate / count_.correction1());
+        h.second_correction = static_cast<T>(1 / std::sqrt(count_.correction2()));
+    }
+    return h;
+}
+
+template <class T>
+void Engine<T>::update(const T* gradient, ptrdiff_t part_stride, int parts, const Hyper<T>& weights,
+                       const Hyper<T>& biases, int threads) {
+    const auto n_weights = static_cast<ptrdiff_t>(net_->parameters().weights);
+    const auto n = static_cast<ptrdiff_t>(net_->parameters().total);
+    const auto slice = [&](ptrdiff_t from, ptrdiff_t to, const Hyper<T>& h) {
+        optimizer_.update({theta_ + from,
+                           {states_[0] ? states_[0] + from : nullptr, states_[1] ? states_[1] + from : nullptr},
+                           gradient + from, part_stride, parts, to - from},
+                          h);
+    };
+    const int tasks = static_cast<int>((n_weights + kUpdateSlice - 1) / kUpdateSlice);
+    parallel_for(tasks, tasks > 4 ? threads : 1, [&](int t, int) {
+        slice(t * kUpdateSlice, std::min((t + 1) * kUpdateSlice, n_weights), weights);
+    });
+    slice(n_weights, n, biases);
+}
+
+template <class T>
+T* Engine<T>::layered_gradient() {
+    if (!gradient_)
+        gradient_arena_.allocate([&](Taker& take) { gradient_ = take.template take<T>(net_->parameters().total); });
+    return gradient_;
+}
+
+// The gradient of scale * (sum of weight * loss) in gradient_, pass by pass.
+template <class T>
+double Engine<T>::accumulate_layered(const Batch<T>& b, T scale, int threads, T* dx) {
+    double loss = 0;
+    for (int64_t r = 0; r < b.rows; r += LayeredStep<T>::kMostRows) {
+        const Batch<T> part = b.part(r, std::min(r + LayeredStep<T>::kMostRows, b.rows));
+        loss += layered_->forward(part, theta_, scale, threads);
+        layered_->backward(part.rows, theta_, {layered_gradient(), r > 0, nullptr}, threads, dx != nullptr);
+        if (dx) layered_->copy_input_gradient(part.rows, dx + r * plan_.n_in());
+    }
+    return loss;
+}
+
+template <class T>
+double Engine<T>::step_layered(const Batch<T>& b, double scale, int threads, const Hyper<T>& weights,
+                               const Hyper<T>& biases) {
+    if (b.rows > LayeredStep<T>::kMostRows) {
+        const double loss = accumulate_layered(b, static_cast<T>(scale), threads, nullptr) * scale;
+        if (std::isfinite(loss)) update(gradient_, 0, 1, weights, biases, threads);
+        return loss;
+    }
+    const double loss = layered_->forward(b, theta_, static_cast<T>(scale), threads) * scale;
+    if (!std::isfinite(loss)) return loss;
+    const FusedUpdate<T> fused{&optimizer_, theta_, {states_[0], states_[1]}, weights, biases};
+    layered_->backward(b.rows, theta_, {nullptr, false, &fused}, threads, false);
+    return loss;
+}
+
+// Forward, backward, update; the loss before the update. A loss that is not finite changes nothing.
+template <class T>
+double Engine<T>::step_batch(const Batch<T>& b, double learning_rate, int threads) {
+    const Scales s = scales(b);
+    const double regularisation = penalty();
+    count_.advance();
+    const Hyper<T> weights = hyper(learning_rate, true), biases = hyper(learning_rate, false);
+    if (layered_) return step_layered(b, s.loss, threads, weights, biases) + regularisation;
+    const double loss = chunked_->compute(b, theta_, static_cast<T>(s.loss), threads) * s.loss;
+    if (std::isfinite(loss))
+        update(chunked_->gradient(), chunked_->part_stride(), chunked_->parts(), weights, biases, threads);
+    return loss + regularisation;
+}
+
+template <class T>
+double Engine<T>::step(Data<T> data, double learning_rate) {
+    transform(data);
+    const int threads = num_threads();
+    prepare(data.n, threads);
+    if (chunked_) chunked_->forget_inputs();
+    return step_batch({&data, nullptr, 0, data.n}, learning_rate, threads);
+}
+
+template <class T>
+double Engine<T>::predict(Data<T> data, T* out) {
+    transform(data);
+    const double loss = inference_.run(data, theta_, out, num_threads());
+    return loss * (data.y || data.labels ? scales({&data, nullptr, 0, data.n}).loss : 0.0);
+}
+
+template <class T>
+double Engine<T>::loss_and_gradients(Data<T> data, const std::vector<T*>& W, const std::vector<T*>& b, T* dx) {
+    transform(data);
+    const int threads = num_threads();
+    const Batch<T> batch{&data, nullptr, 0, data.n};
+    const Scales s = scales(batch);
+    prepare(data.n, threads);
+    T* gradient = nullptr;
+    double loss = 0;
+    if (chunked_) {
+        chunked_->forget_inputs();
+        loss = chunked_->compute(batch, theta_, static_cast<T>(s.loss), threads, dx);
+        gradient = chunked_->gradient();
+        for (int part = 1; part < chunked_->parts(); ++part)
+            for (ptrdiff_t i = 0; i < chunked_->part_stride(); ++i)
+                gradient[i] += gradient[part * chunked_->part_stride() + i];
+    } else {
+        loss = accumulate_layered(batch, static_cast<T>(s.loss), threads, dx);
+        gradient = layered_gradient();
+    }
+    for (std::size_t i = 0; plan_.l2 != 0 && i < net_->parameters().weights; ++i)
+        gradient[i] += static_cast<T>(plan_.l2) * theta_[i];
+    for (std::size_t l = 0; l < plan_.layers.size(); ++l) net_->unpack(l, gradient, W[l], b[l]);
+    for (int64_t i = 0; dx && data.scale && i < data.n * plan_.n_in(); ++i) dx[i] *= data.scale[i % plan_.n_in()];
+    return loss * s.loss + penalty();
+}
+
+// Copies parameters and states, unless one of them is not finite: then nothing.
+template <class T>
+bool Engine<T>::remember() {
+    const auto n = static_cast<ptrdiff_t>(net_->parameters().total);
+    const int arrays = 1 + optimizer_.states;
+    const T* from[3] = {theta_, states_[0], states_[1]};
+    for (int a = 0; a < arrays; ++a)
+        if (!k_.all_finite(from[a], n)) return false;
+    for (int a = 0; remembered_ && a < arrays; ++a) std::copy(from[a], from[a] + n, remembered_ + a * n);
+    remembered_step_ = count_.value();
+    return true;
+}
+
+template <class T>
+void Engine<T>::restore() {
+    if (!remembered_) return;
+    const std::size_t n = net_->parameters().total;
+    std::copy(remembered_, remembered_ + n, theta_);
+    for (int s = 0; s < optimizer_.states; ++s) {
+        const T* from = remembered_ + (static_cast<std::size_t>(s) + 1) * n;
+        std::copy(from, from + n, states_[s]);
+    }
+    count_.set(remembered_step_);
+}
+
+// Asks should_stop about every 20 ms without reading the clock in every step.
+template <class T>
+class Engine<T>::Interrupts {
+public:
+    explicit Interrupts(const std::function<bool()>& should_stop) : should_stop_(should_stop) {}
+
+    bool stop() {
+        if (--countdown_ > 0) return stopped_;
+        const auto now = Clock::now();
+        const double elapsed = std::chrono::duration<double>(now - last_).count();
+        interval_ = elapsed < 0.01 ? std::min(interval_ * 2, 1 << 20) : std::max(interval_ / 2, 1);
+        countdown_ = interval_;
+        last_ = now;
+        return stopped_ = stopped_ || should_stop_();
+    }
+
+private:
+    using Clock = std::chrono::steady_clock;
+    const std::function<bool()>& should_stop_;
+    Clock::time_point last_ = Clock::now();
+    int interval_ = 1, countdown_ = 1;
+    bool stopped_ = false;
+};
+
+// finished: every batch was used. Stops early when interrupted or when the loss is not finite.
+template <class T>
+double Engine<T>::run_epoch(const Data<T>& data, const TrainOptions& options, int64_t epoch, int threads,
+                            Interrupts& interrupts, bool& finished) {
+    const bool whole = options.batch_size >= data.n;
+    const bool shuffled = options.shuffle && !whole;
+    if (shuffled)
+        permutation_.fill(options.seed, options.first_epoch + static_cast<uint32_t>(epoch), data.n, order_.data());
+    double loss = 0, weight = 0;
+    finished = false;
+    for (int64_t r = 0; r < data.n; r += options.batch_size) {
+        if (interrupts.stop()) return loss;
+        const Batch<T> b{&data, shuffled ? order_.data() : nullptr, r, std::min(options.batch_size, data.n - r)};
+        const double part = data.weight ? b.weight_sum() : static_cast<double>(b.rows);
+        const double batch_loss = step_batch(b, options.learning_rates[epoch], threads);
+        if (!std::isfinite(batch_loss)) return batch_loss;
+        loss += batch_loss * part;
+        weight += part;
+    }
+    finished = true;
+    return weight > 0 ? loss / weight : loss;
+}
+
+template <class T>
+TrainResult Engine<T>::train(Data<T> data, const TrainOptions& options, const std::function<bool()>& should_stop) {
+    transform(data);
+    const int threads = num_threads();
+    prepare(std::min(options.batch_size, data.n), threads);
+    order_.resize(static_cast<std::size_t>(data.n));
+    if (chunked_) {
+        chunked_->forget_inputs();
+        if (options.batch_size >= data.n) chunked_->keep_inputs({&data, nullptr, 0, data.n});
+    }
+    Interrupts interrupts(should_stop);
+    TrainResult result;
+    result.losses.reserve(static_cast<std::size_t>(options.epochs));
+    if (!remember()) {
+        result.diverged = true;
+        return result;
+    }
+    bool good = true;
+    for (int64_t e = 0; good && e < options.epochs; ++e) {
+        bool finished = false;
+        const double loss = run_epoch(data, options, e, threads, interrupts, finished);
+        if (std::isfinite(loss) && !finished) {
+            result.interrupted = true;
+            break;
+        }
+        good = std::isfinite(loss) && remember();
+        if (good) result.losses.push_back(loss);
+    }
+    if (!good) {
+        restore();
+        result.diverged = true;
+    }
+    if (chunked_) chunked_->forget_inputs();
+    return result;
+}
+
+template class Engine<float>;
+template class Engine<double>;
+
+}  // namespace gradstep

@@ -1,0 +1,95 @@
+// A compiled plan with its parameters and optimizer state: what the bindings hold.
+#pragma once
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/batch.h"
+#include "engine/chunked.h"
+#include "engine/inference.h"
+#include "engine/layered.h"
+#include "engine/optimizer_state.h"
+#include "engine/random.h"
+
+namespace gradstep {
+
+struct TrainOptions {
+    int64_t epochs, batch_size;
+    const double* learning_rates;  // one an epoch
+    uint64_t seed;
+    uint32_t first_epoch;
+    bool shuffle;
+};
+
+struct TrainResult {
+    std::vector<double> losses;  // of the completed epochs
+    bool interrupted = false, diverged = false;
+};
+
+template <class T>
+class Engine {
+public:
+    Engine(const Plan& plan, const KernelTable& table);
+
+    const Plan& plan() const { return plan_; }
+    const Optimizer<T>& optimizer() const { return optimizer_; }
+
+    // Natural shapes: W (n_in, n_out), b (n_out,). what: -1 the parameters, 0 and 1 the optimizer's states.
+    void get(int what, std::size_t layer, T* W, T* b) const;
+    void set(int what, std::size_t layer, const T* W, const T* b);
+    int64_t step_count() const { return count_.value(); }
+    void set_step_count(int64_t step) { count_.set(step); }
+    void set_input_transform(const T* shift, const T* scale);  // (n_in,) each, or null
+
+    // Linked outputs into out if not null; the mean loss if data has targets.
+    double predict(Data<T> data, T* out);
+    // W[l] and b[l] per layer; dx (n, n_in) or null.
+    double loss_and_gradients(Data<T> data, const std::vector<T*>& W, const std::vector<T*>& b, T* dx);
+    // should_stop is asked every few milliseconds, between batches.
+    TrainResult train(Data<T> data, const TrainOptions& options, const std::function<bool()>& should_stop);
+    double step(Data<T> data, double learning_rate);
+
+private:
+    struct Scales {
+        double weight_sum, loss;  // loss: 1 / (weight sum * outputs), 0 without weight
+    };
+    class Interrupts;
+
+    void transform(Data<T>& data) const;
+    Scales scales(const Batch<T>& b) const;
+    void prepare(int64_t rows, int threads);
+    double penalty() const;
+    double step_batch(const Batch<T>& b, double learning_rate, int threads);
+    double step_layered(const Batch<T>& b, double scale, int threads, const Hyper<T>& weights, const Hyper<T>& biases);
+    double accumulate_layered(const Batch<T>& b, T scale, int threads, T* dx);
+    void update(const T* gradient, ptrdiff_t part_stride, int parts, const Hyper<T>& weights, const Hyper<T>& biases,
+                int threads);
+    Hyper<T> hyper(double learning_rate, bool for_weights) const;
+    bool remember();
+    void restore();
+    double run_epoch(const Data<T>& data, const TrainOptions& options, int64_t epoch, int threads,
+                     Interrupts& interrupts, bool& finished);
+    T* layered_gradient();
+
+    const Plan plan_;
+    const Kernels<T>& k_;
+    std::unique_ptr<Net<T>> net_;
+    const Optimizer<T>& optimizer_;
+    StepCount count_;
+    Arena arena_, transform_arena_, gradient_arena_;
+    T* theta_ = nullptr;
+    T* states_[2] = {};
+    T* remembered_ = nullptr;  // parameters and states at the end of the last good epoch
+    int64_t remembered_step_ = 0;
+    T* shift_ = nullptr;
+    T* scale_ = nullptr;
+    T* gradient_ = nullptr;
+    std::unique_ptr<ChunkedGradient<T>> chunked_;
+    std::unique_ptr<LayeredStep<T>> layered_;
+    Inference<T> inference_;
+    Permutation permutation_;
+    std::vector<int64_t> order_;
+};
+
+}  // namespace gradstep

@@ -1,0 +1,113 @@
+// A network in one memory layout: how parameters and activations lie, and the passes over a tile of
+// samples. PanelNet and LanesNet implement it.
+#pragma once
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "engine/arena.h"
+#include "engine/plan.h"
+#include "kernels/table.h"
+
+namespace gradstep {
+
+// The entry of that name in one of the table's lists.
+template <class Entry>
+const Entry& find(const Entry* entries, int n, const std::string& name) {
+    for (int i = 0; i < n; ++i)
+        if (name == entries[i].name) return entries[i];
+    throw std::invalid_argument("the compiled backend does not know '" + name + "'");
+}
+
+// Small networks: weights, gradients and a tile of activations share the second-level cache, so a tile of
+// samples goes through all layers. Larger ones go layer by layer.
+template <class T>
+bool fits_cache(const Plan& plan) {
+    return plan.weights() * static_cast<int64_t>(sizeof(T)) <= 256 * 1024;
+}
+
+// Inputs of a tile of samples, gathered: x in the net's layout, y and weight in lanes.
+template <class T>
+struct TileInputs {
+    T* x = nullptr;
+    T* y = nullptr;
+    T* weight = nullptr;
+};
+
+// Activations and errors of up to `rows` samples, planned once and used for every tile.
+template <class T>
+struct Workspace {
+    ptrdiff_t rows = 0;  // capacity, whole lanes
+    TileInputs<T> inputs;
+    std::vector<T*> z, a;  // per layer; z[l] == a[l] unless the activation needs z
+    T* delta[2] = {};      // error of the layer at hand and of the one below
+    T* lanes_z = nullptr;
+    T* lanes_delta = nullptr;
+    T* sums = nullptr;     // LanesNet: vectors of partial sums, one a parameter
+    T* scratch = nullptr;  // PanelNet: four transposed weight blocks and one gradient block
+};
+
+struct LayerParameters {
+    std::size_t weights, biases;  // offsets in elements
+};
+
+// All weights come first, then all biases; both parts end at whole vectors.
+struct ParameterLayout {
+    std::vector<LayerParameters> layers;
+    std::size_t weights = 0, total = 0;
+};
+
+template <class T>
+class Net {
+public:
+    Net(const Kernels<T>& kernels, const Plan& plan);
+    virtual ~Net() = default;
+
+    const ParameterLayout& parameters() const { return layout_; }
+    virtual void pack(std::size_t layer, const T* W, const T* b, T* to) const = 0;
+    virtual void unpack(std::size_t layer, const T* from, T* W, T* b) const = 0;
+
+    // Distance of panels in rows, or of lane rows in elements, for a tile in a workspace of that capacity.
+    virtual ptrdiff_t tile_stride(ptrdiff_t rows, ptrdiff_t capacity) const = 0;
+    // Elements of a gathered tile.
+    virtual std::size_t x_size(ptrdiff_t rows) const = 0;
+    std::size_t y_size(ptrdiff_t rows) const { return static_cast<std::size_t>(y_rows() * rows); }
+    virtual void take_workspace(Taker& take, Workspace<T>& ws, ptrdiff_t rows, bool training) const = 0;
+
+    virtual void gather_x(const Gather<T>& rows) const = 0;
+    virtual void forward(const Workspace<T>& ws, const T* x, const T* theta, ptrdiff_t rows) const = 0;
+    // Outputs before the link, in lanes, at the returned address.
+    virtual const T* outputs_in_lanes(const Workspace<T>& ws, ptrdiff_t rows) const = 0;
+    // From lanes_delta: adds to (keep) or writes the gradient of every parameter; leaves dJ/dx in
+    // delta[...] when asked, for input_gradient.
+    virtual void backward(const Workspace<T>& ws, const T* x, const T* theta, ptrdiff_t rows, T* gradient, bool keep,
+                          bool input_gradient) const = 0;
+    // After the last tile of a chunk.
+    virtual void finish_gradient(const Workspace<T>& ws, T* gradient) const = 0;
+    // dJ/dx of the last tile, row-major (rows, n_in).
+    virtual void copy_input_gradient(const Workspace<T>& ws, ptrdiff_t rows, T* to) const = 0;
+
+    const Kernels<T>& kernels() const { return k_; }
+    const Loss<T>& loss() const { return loss_; }
+    const Plan& plan() const { return plan_; }
+    ptrdiff_t whole_lanes(ptrdiff_t rows) const { return (rows + k_.lanes - 1) / k_.lanes * k_.lanes; }
+    // Rows of targets in lanes: one a label, else one an output.
+    ptrdiff_t y_rows() const { return loss_.takes_labels ? 1 : whole_lanes(plan_.n_out()); }
+
+protected:
+    const Activation<T>& activation(std::size_t layer) const { return *activations_[layer]; }
+    std::size_t depth() const { return plan_.layers.size(); }
+
+    const Kernels<T>& k_;
+    const Plan plan_;
+    const Loss<T>& loss_;
+    std::vector<const Activation<T>*> activations_;
+    ParameterLayout layout_;
+};
+
+// Lanes for tiny networks, panels of one vector for small ones, of two for the rest.
+template <class T>
+std::unique_ptr<Net<T>> make_net(const Kernels<T>& kernels, const Plan& plan);
+
+}  // namespace gradstep

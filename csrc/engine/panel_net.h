@@ -1,0 +1,258 @@
+// Networks in panels of P columns: weights in P x P blocks [I/P][O/P][P][P], activations [F/P][stride][P].
+// Every product reads vectors from a contiguous panel and broadcasts scalars; the only copy a step
+// makes is the gather of its rows.
+#pragma once
+#include <algorithm>
+
+#include "engine/net.h"
+
+namespace gradstep {
+
+// The fused end of a weight gradient: the optimizer on the block that was just computed.
+template <class T>
+struct FusedUpdate {
+    const Optimizer<T>* optimizer;
+    T* theta;
+    T* state[2];
+    Hyper<T> weights, biases;
+
+    void operator()(std::size_t offset, const T* gradient, ptrdiff_t n, const Hyper<T>& hyper) const {
+        T* first = state[0] ? state[0] + offset : nullptr;
+        T* second = state[1] ? state[1] + offset : nullptr;
+        optimizer->update({theta + offset, {first, second}, gradient, 0, 1, n}, hyper);
+    }
+};
+
+// Where gradients go: into a buffer, or straight into the update.
+template <class T>
+struct GradientSink {
+    T* gradient = nullptr;
+    bool keep = false;
+    const FusedUpdate<T>* update = nullptr;
+};
+
+template <class T>
+class PanelNet final : public Net<T> {
+public:
+    PanelNet(const Kernels<T>& kernels, const Plan& plan, int vectors)
+        : Net<T>(kernels, plan), v_(vectors - 1), P_(static_cast<ptrdiff_t>(vectors) * kernels.lanes) {
+        std::size_t at = 0;
+        for (const DensePlan& d : plan.layers) {
+            this->layout_.layers.push_back({at, 0});
+            at += static_cast<std::size_t>(panels(d.n_in) * panels(d.n_out) * P_ * P_);
+        }
+        this->layout_.weights = at;
+        for (std::size_t l = 0; l < plan.layers.size(); ++l) {
+            this->layout_.layers[l].biases = at;
+            at += static_cast<std::size_t>(padded(plan.layers[l].n_out));
+        }
+        this->layout_.total = at;
+    }
+
+    ptrdiff_t panel_width() const { return P_; }
+    ptrdiff_t panels(ptrdiff_t width) const { return (width + P_ - 1) / P_; }
+    ptrdiff_t padded(ptrdiff_t width) const { return panels(width) * P_; }
+
+    void pack(std::size_t l, const T* W, const T* b, T* to) const override {
+        const DensePlan& d = this->plan_.layers[l];
+        for (ptrdiff_t i = 0; i < d.n_in; ++i)
+            for (ptrdiff_t o = 0; o < d.n_out; ++o) to[weight_at(l, i, o)] = W[i * d.n_out + o];
+        std::copy(b, b + d.n_out, to + this->layout_.layers[l].biases);
+    }
+
+    void unpack(std::size_t l, const T* from, T* W, T* b) const override {
+        const DensePlan& d = this->plan_.layers[l];
+        for (ptrdiff_t i = 0; i < d.n_in; ++i)
+            for (ptrdiff_t o = 0; o < d.n_out; ++o) W[i * d.n_out + o] = from[weight_at(l, i, o)];
+        const T* biases = from + this->layout_.layers[l].biases;
+        std::copy(biases, biases + d.n_out, b);
+    }
+
+    ptrdiff_t tile_stride(ptrdiff_t, ptrdiff_t capacity) const override { return capacity; }
+
+    std::size_t x_size(ptrdiff_t rows) const override {
+        return static_cast<std::size_t>(padded(this->plan_.n_in()) * rows);
+    }
+
+    void take_workspace(Taker& take, Workspace<T>& ws, ptrdiff_t rows, bool training) const override {
+        const auto n = static_cast<std::size_t>(rows);
+        const auto outputs = static_cast<std::size_t>(padded(this->plan_.n_out()));
+        ws.inputs = {take.take<T>(x_size(rows)), take.take<T>(this->y_size(rows)), take.take<T>(n)};
+        take_activations(take, ws, rows, training);
+        ws.lanes_z = take.take<T>(outputs * n);
+        ws.lanes_delta = take.take<T>(outputs * n);
+        if (training) ws.scratch = take.take<T>(scratch_size());
+    }
+
+    // Everything but the gathered inputs and the loss's lanes.
+    void take_activations(Taker& take, Workspace<T>& ws, ptrdiff_t rows, bool training) const {
+        const auto n = static_cast<std::size_t>(rows);
+        const std::size_t widest = static_cast<std::size_t>(padded(this->plan_.widest())) * n;
+        ws.rows = rows;
+        ws.z.assign(this->depth(), nullptr);
+        ws.a.assign(this->depth(), nullptr);
+        T* alternate[2] = {};
+        if (!training)
+            for (T*& buffer : alternate) buffer = take.take<T>(widest);
+        for (std::size_t l = 0; l < this->depth(); ++l) {
+            const auto size = static_cast<std::size_t>(padded(this->plan_.layers[l].n_out)) * n;
+            ws.a[l] = training ? take.take<T>(size) : alternate[l % 2];
+            ws.z[l] = training && this->activation(l).needs_z ? take.take<T>(size) : ws.a[l];
+        }
+        if (!training) return;
+        for (T*& buffer : ws.delta) buffer = take.take<T>(widest);
+    }
+
+    std::size_t scratch_size() const { return static_cast<std::size_t>((kGroup + 1) * P_ * P_); }
+
+    void gather_x(const Gather<T>& rows) const override { this->k_.gather_panels[v_](rows); }
+
+    void forward(const Workspace<T>& ws, const T* x, const T* theta, ptrdiff_t rows) const override {
+        for (std::size_t l = 0; l < this->depth(); ++l)
+            forward_panels(ws, x, theta, l, 0, panels(this->plan_.layers[l].n_out), 0, rows);
+    }
+
+    // Rows [r0, r1) of output panels [o0, o1) of one layer, activation included. Blocks of rows and depth
+    // keep a block of the input in the second-level cache while weights stream by.
+    void forward_panels(const Workspace<T>& ws, const T* x, const T* theta, std::size_t l, ptrdiff_t o0,
+                        ptrdiff_t o1, ptrdiff_t r0, ptrdiff_t r1) const {
+        const DensePlan& d = this->plan_.layers[l];
+        const LayerParameters& at = this->layout_.layers[l];
+        const T* in = l ? ws.a[l - 1] : x;
+        const ptrdiff_t block = P_ * P_, row_panels = panels(d.n_out);
+        for (ptrdiff_t r = r0; r < r1; r += kRowBlock) {
+            const ptrdiff_t rows = std::min(kRowBlock, r1 - r);
+            for (ptrdiff_t k = 0; k < d.n_in; k += kDepthBlock)
+                for (ptrdiff_t o = o0; o < o1; ++o) {
+                    T* to = ws.z[l] + o * ws.rows * P_ + r * P_;
+                    this->k_.product[v_]({.rows = rows, .depth = std::min(kDepthBlock, d.n_in - k), .segment = P_,
+                                          .a = in + k * ws.rows + r * P_, .a_segment = ws.rows * P_,
+                                          .b = theta + at.weights + (k / P_ * row_panels + o) * block,
+                                          .b_segment = row_panels * block, .c = to,
+                                          .init = k ? Init::keep : Init::lanes,
+                                          .bias = theta + at.biases + o * P_});
+                    if (k + kDepthBlock >= d.n_in && this->activation(l).forward)
+                        this->activation(l).forward(to, ws.a[l] + (to - ws.z[l]), rows * P_);
+                }
+        }
+    }
+
+    const T* outputs_in_lanes(const Workspace<T>& ws, ptrdiff_t rows) const override {
+        outputs_to_lanes(ws, 0, rows, ws.lanes_z, ws.rows);
+        return ws.lanes_z;
+    }
+
+    void backward(const Workspace<T>& ws, const T* x, const T* theta, ptrdiff_t rows, T* gradient, bool keep,
+                  bool input_gradient) const override {
+        output_error(ws, ws.lanes_delta, ws.rows, 0, rows);
+        const GradientSink<T> sink{gradient, keep, nullptr};
+        for (std::size_t l = this->depth(); l-- > 0;)
+            for (ptrdiff_t i = 0; i < panels(this->plan_.layers[l].n_in); ++i)
+                backward_panel(ws, x, theta, l, i, 0, panels(this->plan_.layers[l].n_out), rows, sink, ws.scratch,
+                               l > 0 || input_gradient);
+    }
+
+    // One input panel of one layer against output panels [o0, o1): its dX (which needs them all), its
+    // blocks of dW, and with input panel 0 the bias gradients. Weights are read before they are updated.
+    void backward_panel(const Workspace<T>& ws, const T* x, const T* theta, std::size_t l, ptrdiff_t i, ptrdiff_t o0,
+                        ptrdiff_t o1, ptrdiff_t rows, const GradientSink<T>& sink, T* scratch, bool need_dx) const {
+        for (ptrdiff_t o = o0; o < o1; o += kGroup) {
+            const ptrdiff_t end = std::min(o + kGroup, o1);
+            if (need_dx) input_error(ws, theta, l, i, o, end, 0, rows, scratch);
+            for (ptrdiff_t column = o; column < end; ++column)
+                weight_gradient(ws, x, l, i, column, rows, sink, scratch + kGroup * P_ * P_);
+        }
+        if (i == 0)
+            for (ptrdiff_t o = o0; o < o1; ++o) bias_gradient(ws, l, o, rows, sink, scratch + kGroup * P_ * P_);
+        if (need_dx) through_activation(ws, l, i, 0, rows);
+    }
+
+    // Rows [r0, r1) of one input panel of dX, without dW: for layers with too few input panels to share.
+    void input_error_rows(const Workspace<T>& ws, const T* theta, std::size_t l, ptrdiff_t i, ptrdiff_t r0,
+                          ptrdiff_t r1, T* scratch) const {
+        const ptrdiff_t all = panels(this->plan_.layers[l].n_out);
+        for (ptrdiff_t o = 0; o < all; o += kGroup)
+            input_error(ws, theta, l, i, o, std::min(o + kGroup, all), r0, r1, scratch);
+        through_activation(ws, l, i, r0, r1);
+    }
+
+    // The errors of the outputs, rows [r0, r1): lanes (a block of their own) to panels, times the derivative
+    // of the last activation. Also writes the pad rows of the last square.
+    void output_error(const Workspace<T>& ws, const T* lanes_delta, ptrdiff_t lane_stride, ptrdiff_t r0,
+                      ptrdiff_t r1) const {
+        const std::size_t last = this->depth() - 1;
+        T* delta = ws.delta[(last + 1) % 2];
+        this->k_.lanes_to_panels[v_](lanes_delta, lane_stride, r1 - r0, this->plan_.n_out(), delta + r0 * P_, ws.rows);
+        if (const auto backward = this->activation(last).backward)
+            for (ptrdiff_t o = 0; o < panels(this->plan_.n_out()); ++o) {
+                const ptrdiff_t at = o * ws.rows * P_ + r0 * P_;
+                backward(ws.z[last] + at, ws.a[last] + at, delta + at, (r1 - r0) * P_);
+            }
+    }
+
+    // Rows [r0, r1) of the outputs, into lanes of their own.
+    void outputs_to_lanes(const Workspace<T>& ws, ptrdiff_t r0, ptrdiff_t r1, T* lanes, ptrdiff_t lane_stride) const {
+        this->k_.panels_to_lanes[v_](ws.a.back() + r0 * P_, ws.rows, r1 - r0, this->plan_.n_out(), lanes, lane_stride);
+    }
+
+    void finish_gradient(const Workspace<T>&, T*) const override {}
+
+    void copy_input_gradient(const Workspace<T>& ws, ptrdiff_t rows, T* to) const override {
+        const ptrdiff_t width = this->plan_.n_in();
+        for (ptrdiff_t r = 0; r < rows; ++r)
+            for (ptrdiff_t c = 0; c < width; ++c)
+                to[r * width + c] = ws.delta[0][c / P_ * ws.rows * P_ + r * P_ + c % P_];
+    }
+
+private:
+    static constexpr ptrdiff_t kGroup = 4;  // output panels whose transposed weights fit the first-level cache
+    static constexpr ptrdiff_t kRowBlock = 280, kDepthBlock = 1024;
+
+    std::size_t weight_at(std::size_t l, ptrdiff_t i, ptrdiff_t o) const {
+        const ptrdiff_t blocks = i / P_ * panels(this->plan_.layers[l].n_out) + o / P_;
+        return this->layout_.layers[l].weights + static_cast<std::size_t>((blocks * P_ + i % P_) * P_ + o % P_);
+    }
+
+    // delta below (rows [r0, r1), input panel i) (+)= delta[:, o..end) W[i, o..end)^T
+    void input_error(const Workspace<T>& ws, const T* theta, std::size_t l, ptrdiff_t i, ptrdiff_t o, ptrdiff_t end,
+                     ptrdiff_t r0, ptrdiff_t r1, T* scratch) const {
+        for (ptrdiff_t column = o; column < end; ++column)
+            this->k_.transpose_block[v_](theta + weight_at(l, i * P_, column * P_), scratch + (column - o) * P_ * P_);
+        const ptrdiff_t depth = std::min(this->plan_.layers[l].n_out, end * P_) - o * P_;
+        this->k_.product[v_]({.rows = r1 - r0, .depth = depth, .segment = P_,
+                              .a = ws.delta[(l + 1) % 2] + (o * ws.rows + r0) * P_, .a_segment = ws.rows * P_,
+                              .b = scratch, .b_segment = P_ * P_, .c = ws.delta[l % 2] + (i * ws.rows + r0) * P_,
+                              .init = o ? Init::keep : Init::zero, .bias = nullptr});
+    }
+
+    void through_activation(const Workspace<T>& ws, std::size_t l, ptrdiff_t i, ptrdiff_t r0, ptrdiff_t r1) const {
+        if (l == 0 || !this->activation(l - 1).backward) return;
+        const ptrdiff_t at = (i * ws.rows + r0) * P_;
+        this->activation(l - 1).backward(ws.z[l - 1] + at, ws.a[l - 1] + at, ws.delta[l % 2] + at, (r1 - r0) * P_);
+    }
+
+    void weight_gradient(const Workspace<T>& ws, const T* x, std::size_t l, ptrdiff_t i, ptrdiff_t o, ptrdiff_t rows,
+                         const GradientSink<T>& sink, T* scratch) const {
+        const std::size_t at = weight_at(l, i * P_, o * P_);
+        const ptrdiff_t inputs = std::min(P_, this->plan_.layers[l].n_in - i * P_);
+        T* to = sink.update ? scratch : sink.gradient + at;
+        this->k_.product_transposed[v_]({.rows = inputs, .depth = rows, .segment = rows,
+                                         .a = (l ? ws.a[l - 1] : x) + i * ws.rows * P_, .a_segment = 0,
+                                         .b = ws.delta[(l + 1) % 2] + o * ws.rows * P_, .b_segment = 0, .c = to,
+                                         .init = sink.keep ? Init::keep : Init::zero, .bias = nullptr});
+        if (sink.update) (*sink.update)(at, scratch, inputs * P_, sink.update->weights);
+    }
+
+    void bias_gradient(const Workspace<T>& ws, std::size_t l, ptrdiff_t o, ptrdiff_t rows,
+                       const GradientSink<T>& sink, T* scratch) const {
+        const std::size_t at = this->layout_.layers[l].biases + static_cast<std::size_t>(o * P_);
+        T* to = sink.update ? scratch : sink.gradient + at;
+        this->k_.column_sums[v_](ws.delta[(l + 1) % 2] + o * ws.rows * P_, rows, to, sink.keep);
+        if (sink.update) (*sink.update)(at, scratch, P_, sink.update->biases);
+    }
+
+    const int v_;
+    const ptrdiff_t P_;
+};
+
+}  // namespace gradstep

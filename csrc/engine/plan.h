@@ -1,0 +1,42 @@
+// What a network is, in plain values; made by the bindings, trusted by the engine.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace gradstep {
+
+struct DensePlan {
+    int64_t n_in, n_out;
+    std::string activation;
+};
+
+struct Plan {
+    std::vector<DensePlan> layers;
+    std::string loss;
+    double loss_option = 0;
+    std::string optimizer;
+    double momentum = 0, nesterov = 0, beta1 = 0, beta2 = 0, epsilon = 0, weight_decay = 0;
+    double l2 = 0;
+
+    int64_t n_in() const { return layers.front().n_in; }
+    int64_t n_out() const { return layers.back().n_out; }
+    int64_t widest() const {
+        int64_t most = n_in();
+        for (const DensePlan& layer : layers) most = layer.n_out > most ? layer.n_out : most;
+        return most;
+    }
+    // Multiply-adds of forward, dX and dW for one sample.
+    int64_t products_per_row() const {
+        int64_t sum = 0;
+        for (std::size_t l = 0; l < layers.size(); ++l) sum += layers[l].n_in * layers[l].n_out * (l ? 3 : 2);
+        return sum;
+    }
+    int64_t weights() const {
+        int64_t sum = 0;
+        for (const DensePlan& layer : layers) sum += layer.n_in * layer.n_out;
+        return sum;
+    }
+};
+
+}  // namespace gradstep

@@ -1,0 +1,57 @@
+// The only source that is compiled once per instruction set; GRADSTEP_ISA is its name. The object
+// exports one constant table and nothing else (a test asks nm).
+#include "kernels/activations.h"
+#include "kernels/lanes.h"
+#include "kernels/losses.h"
+#include "kernels/optimizers.h"
+#include "kernels/pack.h"
+#include "kernels/product.h"
+#include "kernels/table.h"
+
+#define GRADSTEP_JOIN(a, b) a##b
+#define GRADSTEP_TABLE(isa) GRADSTEP_JOIN(kernels_, isa)
+#define GRADSTEP_TEXT(isa) GRADSTEP_QUOTE(isa)
+#define GRADSTEP_QUOTE(text) #text
+
+namespace {
+
+template <class T, int N>
+constexpr int count(const T (&)[N]) {
+    return N;
+}
+
+template <class T>
+constexpr gradstep::Kernels<T> kernels_of() {
+    return {
+        .lanes = kLanes<T>,
+        .product = {&product_panel<T, 1>, &product_panel<T, 2>},
+        .product_transposed = {&product_transposed_panel<T, 1>, &product_transposed_panel<T, 2>},
+        .product_lanes = &product_lanes<T>,
+        .lane_sums = &lane_sums<T>,
+        .sum_vectors = &sum_vectors<T>,
+        .column_sums = {&column_sums<T, 1>, &column_sums<T, 2>},
+        .transpose_block = {&transpose_block<T, 1>, &transpose_block<T, 2>},
+        .gather_panels = {&gather_panels<T, 1>, &gather_panels<T, 2>},
+        .gather_lanes = &gather_lanes<T>,
+        .panels_to_lanes = {&panels_to_lanes<T, 1>, &panels_to_lanes<T, 2>},
+        .lanes_to_panels = {&lanes_to_panels<T, 1>, &lanes_to_panels<T, 2>},
+        .sum_squares = &sum_squares<T>,
+        .all_finite = &all_finite<T>,
+        .fma_peak = &fma_peak<T>,
+        .activations = kActivations<T>,
+        .n_activations = count(kActivations<T>),
+        .losses = kLosses<T>,
+        .n_losses = count(kLosses<T>),
+        .optimizers = kOptimizers<T>,
+        .n_optimizers = count(kOptimizers<T>),
+    };
+}
+
+}  // namespace
+
+namespace gradstep {
+
+constexpr KernelTable GRADSTEP_TABLE(GRADSTEP_ISA) = {GRADSTEP_TEXT(GRADSTEP_ISA), kernels_of<float>(),
+                                                      kernels_of<double>()};
+
+}  // namespace gradstep

@@ -1,0 +1,159 @@
+// The kernels of one instruction set, as a table of functions. This is all that the engine sees.
+//
+// Contract of every kernel, stated once:
+// - Pointers named c, to, a (out), delta, theta and the states do not alias the inputs unless the entry
+//   says so. Buffers hold whole vectors: lengths in elements are multiples of `lanes`, and a row
+//   count may be rounded up to `lanes` rows when reading or writing a buffer.
+// - Buffers are 64-byte aligned; X, y and weight of the user may have any alignment.
+// - No kernel allocates, throws, or keeps state.
+//
+// Letters: B rows of a batch, I inputs, O outputs, P panel width (lanes x vectors).
+// Panels hold a (B, F) matrix as [ceil(F/P)][stride][P]; lanes hold it transposed as [F][stride].
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace gradstep {
+
+enum class Init { zero, lanes, rows, keep };
+
+// C (rows x width) = init + A (rows x depth) B (depth x width), vectors from B, scalars from A.
+// The depth runs in segments: after each, a and b jump. Panel products have fixed strides
+// (a_row, a_depth, b_depth and c_row are unused); the lanes product takes them from here.
+template <class T>
+struct Product {
+    ptrdiff_t rows, depth, segment;
+    const T* a;
+    ptrdiff_t a_segment;
+    const T* b;
+    ptrdiff_t b_segment;
+    T* c;
+    Init init;
+    const T* bias;  // Init::lanes: one value a column; Init::rows: one value a row
+    ptrdiff_t a_row, a_depth, b_depth, c_row, columns;
+};
+
+// z and a are the same memory unless needs_z. The identity has null functions.
+template <class T>
+struct Activation {
+    const char* name;
+    bool needs_z;  // the derivative is a function of z; otherwise of a alone
+    void (*forward)(const T* z, T* a, ptrdiff_t n) noexcept;
+    void (*backward)(const T* z, const T* a, T* delta, ptrdiff_t n) noexcept;  // delta *= act'(z)
+};
+
+// Operands of a loss, transposed: one row an output, one lane a sample.
+template <class T>
+struct LossBatch {
+    const T* z;           // [outputs][stride]: outputs before the link
+    const T* y;           // [outputs][stride], or [1][stride] class numbers
+    const T* weight;      // [lanes]; 0 in lanes beyond the last sample
+    T* delta;             // [outputs][stride]: scale * weight * dloss/dz; may be null
+    T* link;              // [outputs][stride]: predictions, only for `link`; may be z itself
+    ptrdiff_t outputs, lanes, stride;
+    T scale;
+    T option;
+};
+
+template <class T>
+struct Loss {
+    const char* name;
+    bool takes_labels;      // y holds class numbers
+    bool mean_over_outputs;
+    double (*value)(const LossBatch<T>&) noexcept;  // sum of weight * loss; writes delta if not null
+    void (*link)(const LossBatch<T>&) noexcept;     // null: predictions are the outputs themselves
+};
+
+template <class T>
+struct Hyper {
+    T learning_rate, l2, momentum, nesterov, beta1, beta2, epsilon, weight_decay;
+    T step_size;         // learning rate / (1 - beta1^t)
+    T second_correction; // 1 / sqrt(1 - beta2^t)
+};
+
+// One slice of parameters with its gradient in `parts` buffers, part_stride apart, summed in order.
+template <class T>
+struct UpdateSlice {
+    T* theta;
+    T* state[2];
+    const T* gradient;
+    ptrdiff_t part_stride;
+    int parts;
+    ptrdiff_t n;
+};
+
+template <class T>
+struct Optimizer {
+    const char* name;
+    int states;
+    const char* state_names[2];
+    void (*update)(const UpdateSlice<T>&, const Hyper<T>&) noexcept;
+};
+
+// Rows of X to gather: row r is X[index[r]], or X[r] when index is null; (x - shift) * scale per column
+// when shift is not null (both padded to whole panels).
+template <class T>
+struct Gather {
+    const T* x;
+    const int64_t* index;
+    ptrdiff_t rows, columns;
+    const T* shift;
+    const T* scale;
+    T* to;
+    ptrdiff_t stride;  // rows of a panel, or lanes of a row
+};
+
+// weights[i][o] (whole vectors) (+)= sum over lane vectors of x[i] * dy[o]; biases[o] (+)= sum of dy[o].
+template <class T>
+struct LaneSums {
+    const T* x;
+    const T* dy;
+    ptrdiff_t inputs, outputs, lanes, stride;
+    T* weights;
+    T* biases;
+    bool keep;
+};
+
+template <class T>
+struct Kernels {
+    int lanes;
+    // By vectors a panel - 1: A in row panels, A in transposed panels.
+    void (*product[2])(const Product<T>&) noexcept;
+    void (*product_transposed[2])(const Product<T>&) noexcept;
+    void (*product_lanes)(const Product<T>&) noexcept;
+    void (*lane_sums)(const LaneSums<T>&) noexcept;
+    void (*sum_vectors)(const T* acc, ptrdiff_t n, T* to) noexcept;
+    // sums[P] (+)= column sums of rows x P.
+    void (*column_sums[2])(const T* from, ptrdiff_t rows, T* sums, bool keep) noexcept;
+    void (*transpose_block[2])(const T* from, T* to) noexcept;  // P x P
+    void (*gather_panels[2])(const Gather<T>&) noexcept;
+    void (*gather_lanes)(const Gather<T>&) noexcept;
+    // columns of a (B, columns) matrix between panels and lanes, whole squares
+    void (*panels_to_lanes[2])(const T* from, ptrdiff_t panel_stride, ptrdiff_t rows, ptrdiff_t columns, T* to,
+                               ptrdiff_t lane_stride) noexcept;
+    void (*lanes_to_panels[2])(const T* from, ptrdiff_t lane_stride, ptrdiff_t rows, ptrdiff_t columns, T* to,
+                               ptrdiff_t panel_stride) noexcept;
+    double (*sum_squares)(const T* from, ptrdiff_t n) noexcept;
+    bool (*all_finite)(const T* from, ptrdiff_t n) noexcept;
+    double (*fma_peak)(int64_t repeats) noexcept;  // floating-point operations done
+
+    const Activation<T>* activations;
+    int n_activations;
+    const Loss<T>* losses;
+    int n_losses;
+    const Optimizer<T>* optimizers;
+    int n_optimizers;
+};
+
+struct KernelTable {
+    const char* isa;
+    Kernels<float> f32;
+    Kernels<double> f64;
+};
+
+// One object file each; only those that the build made exist.
+extern const KernelTable kernels_baseline;
+extern const KernelTable kernels_avx2;
+extern const KernelTable kernels_avx512;
+
+}  // namespace gradstep
