@@ -1,0 +1,61 @@
+"""Types of the compiled engine; its arguments are described in backends/base.py."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+_Layers = list[tuple[NDArray[Any], NDArray[Any]]]
+
+isa: str
+instruction_sets: list[str]
+activations: list[str]
+losses: list[str]
+optimizers: list[str]
+
+class _Engine:
+    step_count: int
+    @property
+    def state_names(self) -> list[str]: ...
+    def __init__(
+        self,
+        layers: Sequence[tuple[int, int, str]],
+        loss: str,
+        loss_option: float,
+        optimizer: str,
+        optimizer_options: Mapping[str, float],
+        l2: float,
+    ) -> None: ...
+    def get(self, what: int) -> _Layers: ...
+    def set(self, what: int, layer: int, W: NDArray[Any], b: NDArray[Any]) -> None: ...
+    def set_input_transform(self, shift: NDArray[Any] | None, scale: NDArray[Any] | None) -> None: ...
+    def predict(
+        self, X: NDArray[Any], y: NDArray[Any] | None, weight: NDArray[Any] | None, out: NDArray[Any] | None
+    ) -> float: ...
+    def loss_and_gradients(
+        self, X: NDArray[Any], y: NDArray[Any], weight: NDArray[Any] | None, input_gradient: bool
+    ) -> tuple[float, _Layers, NDArray[Any] | None]: ...
+    def step(self, X: NDArray[Any], y: NDArray[Any], weight: NDArray[Any] | None, learning_rate: float) -> float: ...
+    def train(
+        self,
+        X: NDArray[Any],
+        y: NDArray[Any],
+        weight: NDArray[Any] | None,
+        epochs: int,
+        batch_size: int,
+        learning_rates: NDArray[Any],
+        seed: int,
+        first_epoch: int,
+        shuffle: bool,
+    ) -> tuple[list[float], bool, bool]: ...
+
+class EngineFloat32(_Engine): ...
+class EngineFloat64(_Engine): ...
+
+def num_threads() -> int: ...
+def default_num_threads() -> int: ...
+def set_num_threads(n: int) -> None: ...
+def fma_peak(
+    threads: int, seconds: float = ..., isa: str | None = ..., float64: bool = ...
+) -> float: ...
+def permutation(n: int, seed: int, epoch: int) -> NDArray[Any]: ...

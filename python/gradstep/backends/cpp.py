@@ -1,0 +1,140 @@
+"""The compiled backend: converts between the contract's names and the engine's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gradstep.backends.base import Array, Backend, Engine, Parameters, Plan, TrainResult
+
+try:
+    from gradstep import _core
+except ImportError as error:
+    if "GRADSTEP_ISA" in str(error):  # a wish that cannot be met is an error, not a reason to fall back
+        raise ValueError(str(error)) from None
+    raise ImportError(
+        "the compiled core is not installed (it was built without a working C++ compiler)"
+        if error.name == "gradstep._core" or "cannot import name" in str(error)
+        else f"the compiled core does not load ({error})"
+    ) from None
+
+_PARAMETERS = -1  # the engine's number for the parameters themselves; 0 and 1 are the optimizer's states
+
+
+class CppEngine(Engine):
+    """A plan compiled by ``gradstep._core``."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        make = _core.EngineFloat32 if plan.dtype == "float32" else _core.EngineFloat64
+        self._dtype = np.dtype(plan.dtype)
+        self._core = make(
+            layers=[(layer.n_in, layer.n_out, layer.activation) for layer in plan.layers],
+            loss=plan.loss,
+            loss_option=float(next(iter(plan.loss_options.values()), 0.0)),
+            optimizer=plan.optimizer,
+            optimizer_options={name: float(value) for name, value in plan.optimizer_options.items()},
+            l2=plan.l2,
+        )
+
+    def parameters(self) -> Parameters:
+        """Copies of all parameters by name."""
+        return self._named(self._core.get(_PARAMETERS), "")
+
+    def set_parameters(self, values: Mapping[str, Array]) -> None:
+        """Overwrite the named parameters."""
+        self._set(_PARAMETERS, values, "")
+
+    def optimizer_state(self) -> Parameters:
+        """Step count and moments by name."""
+        state: Parameters = {"step": np.array(self._core.step_count, dtype=np.int64)}
+        for index, name in enumerate(self._core.state_names):
+            state.update(self._named(self._core.get(index), f".{name}"))
+        return state
+
+    def set_optimizer_state(self, values: Mapping[str, Array]) -> None:
+        """Overwrite step count and moments."""
+        for index, name in enumerate(self._core.state_names):
+            self._set(index, values, f".{name}")
+        self._core.step_count = int(values["step"])
+
+    def set_input_transform(self, shift: Array | None, scale: Array | None) -> None:
+        """Let every later call see ``(X - shift) * scale``."""
+        if shift is None or scale is None:
+            self._core.set_input_transform(None, None)
+        else:
+            self._core.set_input_transform(self._array(shift), self._array(scale))
+
+    def predict(self, X: Array, out: Array) -> None:
+        """Write the linked outputs of all rows into out."""
+        self._core.predict(X, None, None, out)
+
+    def evaluate(self, X: Array, y: Array, weight: Array | None, out: Array | None = None) -> float:
+        """Mean loss of all rows without the l2 penalty."""
+        loss: float = self._core.predict(X, y, weight, out)
+        return loss
+
+    def loss_and_gradients(
+        self, X: Array, y: Array, weight: Array | None, input_gradient: bool = False
+    ) -> tuple[float, Parameters, Array | None]:
+        """Mean loss, the gradient of every parameter, and dJ/dX if asked for."""
+        loss, layers, dx = self._core.loss_and_gradients(X, y, weight, input_gradient)
+        return loss, self._named(layers, ""), dx
+
+    def train(
+        self,
+        X: Array,
+        y: Array,
+        weight: Array | None,
+        *,
+        epochs: int,
+        batch_size: int,
+        learning_rates: Array,
+        seed: int,
+        first_epoch: int,
+        shuffle: bool = True,
+    ) -> TrainResult:
+        """Run whole epochs without the GIL."""
+        losses, interrupted, diverged = self._core.train(
+            X, y, weight, epochs, batch_size, learning_rates, seed, first_epoch, shuffle
+        )
+        return TrainResult(losses, interrupted, diverged)
+
+    def step(self, X: Array, y: Array, weight: Array | None, learning_rate: float) -> float:
+        """One forward, backward and update on all rows given."""
+        loss: float = self._core.step(X, y, weight, learning_rate)
+        return loss
+
+    def _array(self, values: Any) -> Array:
+        return np.ascontiguousarray(values, dtype=self._dtype)
+
+    def _named(self, layers: list[tuple[Array, Array]], suffix: str) -> Parameters:
+        named: Parameters = {}
+        for layer, (weights, biases) in zip(self.plan.layers, layers, strict=True):
+            named[f"{layer.name}.W{suffix}"] = weights
+            named[f"{layer.name}.b{suffix}"] = biases
+        return named
+
+    def _set(self, what: int, values: Mapping[str, Array], suffix: str) -> None:
+        current: list[tuple[Array, Array]] = self._core.get(what)
+        for index, (layer, (weights, biases)) in enumerate(zip(self.plan.layers, current, strict=True)):
+            weights = values.get(f"{layer.name}.W{suffix}", weights)
+            biases = values.get(f"{layer.name}.b{suffix}", biases)
+            self._core.set(what, index, self._array(weights), self._array(biases))
+
+
+BACKEND = Backend(
+    name="cpp",
+    activations=tuple(_core.activations),
+    losses=tuple(_core.losses),
+    optimizers=tuple(_core.optimizers),
+    make_engine=CppEngine,
+    set_num_threads=_core.set_num_threads,
+    get_num_threads=_core.num_threads,
+    describe=lambda: {
+        "instruction set": _core.isa,
+        "instruction sets of this machine": ", ".join(_core.instruction_sets),
+    },
+)
