@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import gradstep as gs
 from gradstep import io
+from gradstep.tables import TableEncoder
 
 CONFIG = {"layers": [1, 2.5, None, "three"], "loss": "mse"}
 
@@ -131,7 +133,9 @@ def test_every_truncation_is_refused(path, tensors):
             io.read_model(path)
 
 
-@pytest.mark.parametrize("content", [b"PK\x03\x04" + b"0" * 100, b"\x80\x04" * 100, b"a,b\n1,2\n" * 9, b"\0" * 64])
+@pytest.mark.parametrize(
+    "content", [b"PK\x03\x04" + b"0" * 100, b"\x80\x04" * 100, b"a,b\n1,2\n" * 9, b"\0" * 64]
+)
 def test_foreign_file_is_refused(path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"model\.safetensors is truncated or not a model file"):
@@ -164,11 +168,140 @@ def test_other_safetensors_files_are_refused(path, header, words):
 
 
 def test_missing_files_and_folders_are_said(tmp_path, tensors):
-    with pytest.raises(FileNotFoundError, match="there is no model file .*absent"):
+    with pytest.raises(FileNotFoundError, match=r"there is no model file .*absent"):
         io.read_model(tmp_path / "absent")
     with pytest.raises(IsADirectoryError, match="is a folder, not a model file"):
         io.read_model(tmp_path)
     with pytest.raises(IsADirectoryError, match="is a folder"):
         io.write_model(tmp_path, CONFIG, tensors)
-    with pytest.raises(FileNotFoundError, match="cannot be written: there is no folder .*absent"):
+    with pytest.raises(FileNotFoundError, match=r"cannot be written: there is no folder .*absent"):
         io.write_model(tmp_path / "absent" / "model", CONFIG, tensors)
+
+
+def trained(optimizer="adam", seed=0, **options):
+    rng = np.random.default_rng(1)
+    X = 5 + 3 * rng.normal(size=(50, 4))
+    y = rng.integers(0, 3, 50)
+    options = {"loss": "cross_entropy", "preprocessing": "standardize"} | options
+    net = gs.Network(
+        [gs.Dense(8, "tanh"), gs.Dense(3)], optimizer=optimizer, seed=seed, backend="numpy", **options
+    )
+    if options["loss"] != "cross_entropy":
+        y = rng.normal(size=(50, 3))
+    net.fit(X, y, epochs=2, batch_size=16, verbose=0)
+    return net, X, y
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        gs.GradientDescent(0.1),
+        gs.SGD(0.05, momentum=0.9, nesterov=True),
+        gs.Adam(0.01),
+        gs.AdamW(0.01, weight_decay=0.1),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_stopping_saving_loading_and_going_on_is_the_uninterrupted_run(path, optimizer, dtype):
+    whole, X, y = trained(optimizer, dtype=dtype, l2=0.01)
+    first, _, _ = trained(optimizer, dtype=dtype, l2=0.01)
+    first.save(path, optimizer=True)
+    second = io.load(path, backend="numpy")
+    assert second.epochs_trained == 2
+    history = second.fit(X, y, epochs=3, batch_size=16, verbose=0)
+    expected = whole.fit(X, y, epochs=3, batch_size=16, verbose=0)
+    assert history.loss == expected.loss
+    for name, value in whole.parameters().items():
+        np.testing.assert_array_equal(second.parameters()[name], value)
+    for name, value in whole.optimizer_state().items():
+        np.testing.assert_array_equal(second.optimizer_state()[name], value)
+
+
+def test_without_the_optimizer_state_the_file_is_smaller_and_predicts_the_same(path):
+    net, X, _ = trained()
+    net.save(path, optimizer=True)
+    large = path.stat().st_size
+    net.save(path)
+    assert path.stat().st_size < 0.6 * large
+    loaded = io.load(path, backend="numpy")
+    np.testing.assert_array_equal(loaded.predict(X), net.predict(X))
+    assert all(not value.any() for value in loaded.optimizer_state().values())
+
+
+def test_description_of_the_network_comes_back(path):
+    net, X, y = trained(gs.SGD(0.03, momentum=0.5), seed=7, l2=0.25)
+    net.classes = ["no", "perhaps", "yes"]
+    net.save(path)
+    loaded = io.load(path, backend="numpy")
+    assert loaded.config == net.config
+    assert loaded.classes == ["no", "perhaps", "yes"]
+    assert loaded.optimizer == gs.SGD(0.03, momentum=0.5)
+    assert loaded.evaluate(X, y) == net.evaluate(X, y)
+
+
+def test_standardized_targets_come_back_in_their_own_units(path):
+    net, X, _ = trained(loss=gs.Huber(0.5), target_preprocessing="standardize")
+    net.save(path)
+    loaded = io.load(path, backend="numpy")
+    np.testing.assert_array_equal(loaded.predict(X), net.predict(X))
+    assert loaded.loss.to_config() == gs.Huber(0.5).to_config()
+
+
+def test_encoder_travels_inside_the_file(path):
+    pl = pytest.importorskip("polars")
+    frame = pl.DataFrame({"x": [1.0, None, 3.0, 4.0], "c": ["a", "b", None, "b"]})
+    net = gs.Network([gs.Dense(2)], loss="cross_entropy", backend="numpy")
+    net.encoder = TableEncoder().fit(frame)
+    net.fit(frame, [0, 1, 0, 1], epochs=1, verbose=0)
+    net.save(path)
+    loaded = io.load(path, backend="numpy")
+    new = pl.DataFrame({"c": ["b", "z"], "x": [None, 2.0]})
+    np.testing.assert_array_equal(loaded.predict(new), net.predict(new))
+
+
+def test_description_is_kept_and_read_without_the_network(path):
+    net, _, _ = trained()
+    io.save(net, path, description={"target": "price"})
+    assert io.read_description(path) == {"target": "price"}
+    net.save(path)
+    assert io.read_description(path) == {}
+
+
+def test_network_without_parameters_cannot_be_saved_and_harms_no_file(path):
+    trained()[0].save(path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="input width is not known yet"):
+        gs.Network([gs.Dense(3)], backend="numpy").save(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda config, tensors: tensors.pop("dense_1.b"), "lacks the parameter 'dense_1.b'"),
+        (lambda config, tensors: tensors.update({"dense_0.W": np.zeros((2, 2))}), "W must have shape"),
+        (lambda config, tensors: tensors.update({"extra": np.zeros(1)}), "unknown parameter 'extra'"),
+        (lambda config, tensors: tensors.pop("optimizer.step"), "optimizer state lacks 'step'"),
+        (lambda config, tensors: config["network"].pop("layers"), "does not describe a network"),
+        (lambda config, tensors: config["network"].update(layers=7), "does not describe a network"),
+        (lambda config, tensors: config["network"]["loss"].update(name="mean"), "unknown loss 'mean'"),
+        (lambda config, tensors: config.pop("network"), "lacks 'network' in its metadata"),
+        (lambda config, tensors: config.update(encoder={}), "does not describe a TableEncoder"),
+    ],
+)
+def test_model_that_contradicts_itself_is_refused(path, damage, words):
+    net, _, _ = trained()
+    net.save(path, optimizer=True)
+    config, tensors = io.read_model(path)
+    damage(config, tensors)
+    io.write_model(path, config, tensors)
+    with pytest.raises(ValueError, match=words) as caught:
+        io.load(path, backend="numpy")
+    assert "\n" not in str(caught.value)
+    assert path.name in str(caught.value)
+
+
+def test_unknown_backend_is_said_at_loading(path):
+    trained()[0].save(path)
+    with pytest.raises(ValueError, match="unknown backend 'cuda'"):
+        io.load(path, backend="cuda")

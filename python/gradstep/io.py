@@ -14,6 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradstep.network import Network
+from gradstep.tables import TableEncoder
+from gradstep.version import __version__
+
 Tensors = dict[str, NDArray[Any]]
 
 FORMAT_VERSION = 1
@@ -21,6 +25,121 @@ FORMAT_VERSION = 1
 
 METADATA_KEY = "gradstep"
 """The entry of the safetensors header that holds the JSON metadata."""
+
+OPTIMIZER_PREFIX = "optimizer."
+"""In front of the names of the optimizer's state; parameters have their own names."""
+
+
+def save(
+    network: Network,
+    path: str | os.PathLike[str],
+    *,
+    optimizer: bool = False,
+    description: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a network with its preprocessing, classes and encoder to one safetensors file, atomically.
+
+    Parameters
+    ----------
+    network : Network
+        The network.
+    path : path-like
+        The file to write or replace; its folder must exist.
+    optimizer : bool, default False
+        Also write the optimizer's state: after `load`, training goes on bit for bit.
+    description : mapping, optional
+        Plain JSON values to keep in the file, such as what the network was trained on.
+
+    Raises
+    ------
+    ValueError
+        If the network has no parameters yet.
+    OSError
+        If the file cannot be written.
+    """
+    tensors = dict(network.parameters())
+    if optimizer:
+        state = network.optimizer_state()
+        tensors.update({OPTIMIZER_PREFIX + name: value for name, value in state.items()})
+    config = {
+        "network": network.config,
+        "encoder": None if network.encoder is None else network.encoder.to_config(),
+        "description": dict(description or {}),
+    }
+    write_model(path, config, tensors)
+
+
+def load(path: str | os.PathLike[str], *, backend: str = "auto") -> Network:
+    """Read a network that `Network.save` wrote.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    backend : {"auto", "cpp", "numba", "numpy"}
+        What computes.
+
+    Returns
+    -------
+    Network
+        Ready to predict, and to train further; exactly so if the optimizer's state was saved.
+
+    Raises
+    ------
+    OSError
+        If there is no such file, or it cannot be opened.
+    ValueError
+        If it is truncated, not a model of gradstep, or written by a newer version.
+    ImportError
+        If the backend asked for is not available.
+    """
+    config, tensors = read_model(path)
+    try:
+        network = Network.from_config(config["network"], backend=backend)
+        if config["encoder"] is not None:
+            network.encoder = TableEncoder.from_config(config["encoder"])
+        _set_tensors(network, tensors)
+    except KeyError as error:
+        raise ValueError(f"{os.fspath(path)} lacks {error} in its metadata") from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{os.fspath(path)} does not hold a whole model: {error}") from None
+    return network
+
+
+def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the description that was given to `save`.
+
+    Parameters
+    ----------
+    path : path-like
+        A model file.
+
+    Returns
+    -------
+    dict
+        Empty if none was given.
+
+    Raises
+    ------
+    OSError, ValueError
+        As `load`.
+    """
+    return dict(_read(path, with_tensors=False)[0].get("description") or {})
+
+
+def _set_tensors(network: Network, tensors: Tensors) -> None:
+    state = {
+        name.removeprefix(OPTIMIZER_PREFIX): value
+        for name, value in tensors.items()
+        if name.startswith(OPTIMIZER_PREFIX)
+    }
+    parameters = {name: value for name, value in tensors.items() if not name.startswith(OPTIMIZER_PREFIX)}
+    missing = [name for name in network.plan.parameter_shapes() if name not in parameters]
+    if missing:
+        raise ValueError(f"it lacks the parameter {missing[0]!r}")
+    network.set_parameters(parameters)
+    if state:
+        network.set_optimizer_state(state)
 
 
 def write_model(path: str | os.PathLike[str], config: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
@@ -42,8 +161,6 @@ def write_model(path: str | os.PathLike[str], config: Mapping[str, Any], tensors
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
-
-    from gradstep import __version__
 
     metadata = {"format_version": FORMAT_VERSION, "gradstep_version": __version__, "config": config}
     header = {METADATA_KEY: json.dumps(metadata, allow_nan=False)}
@@ -78,6 +195,10 @@ def read_model(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Tensors]:
     ValueError
         If it is truncated, not a model of gradstep, or written by a newer version.
     """
+    return _read(path, with_tensors=True)
+
+
+def _read(path: str | os.PathLike[str], with_tensors: bool) -> tuple[dict[str, Any], Tensors]:
     from safetensors import SafetensorError, safe_open
 
     name = os.fspath(path)
@@ -88,7 +209,8 @@ def read_model(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Tensors]:
     try:
         with safe_open(path, framework="numpy") as file:
             config = _read_config(name, file.metadata() or {})
-            return config, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            keys = list(file.keys()) if with_tensors else []
+            return config, {key: file.get_tensor(key) for key in keys}
     except SafetensorError as error:
         reason = str(error).removeprefix("Error while deserializing header: ")
         raise ValueError(f"{name} is truncated or not a model file of gradstep ({reason})") from None
