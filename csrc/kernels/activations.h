@@ -116,7 +116,10 @@ struct Silu {
     static constexpr bool needs_z = true;
     template <class T>
     static Vec<T> value(Vec<T> z) {
-        return maximum(z, splat(T(-1e30))) * sigmoid<T>(z);
+        const ScaledExp<T> e = scaled_exp<T>(-absolute<T>(z));
+        const Vec<T> sum = e.value * e.factor + T(1);
+        const Vec<T> bounded = maximum(z, splat(Constants<T>::kExpLeast));
+        return z < T(0) ? bounded * e.value / sum * e.factor : z / sum;
     }
     template <class T>
     static Vec<T> derivative(Vec<T> z, Vec<T>) {
@@ -126,28 +129,28 @@ struct Silu {
     }
 };
 
-// z tanh(softplus(z)), Misra 2019. With e = exp(z): tanh(softplus(z)) = (e^2 + 2e) / (e^2 + 2e + 2).
+// z tanh(softplus(z)), Misra 2019. With e = exp(z): tanh(softplus(z)) = e (e + 2) / (e (e + 2) + 2).
 struct Mish {
     static constexpr bool needs_z = true;
     template <class T>
-    static Vec<T> gate(Vec<T> e) {
-        const Vec<T> w = e * (e + T(2));
-        return w / (w + T(2));
-    }
-    template <class T>
-    static Vec<T> bounded_exp(Vec<T> z) {
-        return exp<T>(minimum(z, splat(T(30))));  // beyond 30 the gate is 1
+    static ScaledExp<T> bounded_exp(Vec<T> z) {
+        return scaled_exp<T>(minimum(z, splat(T(30))));  // beyond 30 mish(z) is z
     }
     template <class T>
     static Vec<T> value(Vec<T> z) {
-        return maximum(z, splat(T(-1e30))) * gate<T>(bounded_exp<T>(z));
+        const ScaledExp<T> scaled = bounded_exp<T>(z);
+        const Vec<T> e = scaled.value * scaled.factor;
+        const Vec<T> quotient = (e + T(2)) / fma(e, e + T(2), splat(T(2)));
+        const Vec<T> gated = maximum(z, splat(Constants<T>::kExpLeast)) * scaled.value * quotient * scaled.factor;
+        return z > T(30) ? z : gated;
     }
     template <class T>
     static Vec<T> derivative(Vec<T> z, Vec<T>) {
-        const Vec<T> e = bounded_exp<T>(z);
+        const ScaledExp<T> scaled = bounded_exp<T>(z);
+        const Vec<T> e = scaled.value * scaled.factor;
         const Vec<T> w = fma(e, e + T(2), splat(T(2)));
         const Vec<T> slope = T(4) * e * (e + T(1)) / (w * w);
-        return fma(minimum(maximum(z, splat(T(-1e30))), splat(T(30))), slope, gate<T>(e));
+        return fma(minimum(maximum(z, splat(T(-1e30))), splat(T(30))), slope, e * (e + T(2)) / w);
     }
 };
 

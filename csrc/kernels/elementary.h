@@ -14,7 +14,8 @@ struct Constants<float> {
     static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
     static constexpr int kMantissaBits = 23, kExponentBias = 127, kSplitBits = 12;
     static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
-    static constexpr float kExpMost = 89.0f, kExpLeast = -104.0f;
+    // Below least also x exp(x) is zero; above most exp is infinite.
+    static constexpr float kExpMost = 89.0f, kExpLeast = -110.0f;
     static constexpr float kSmallestNormal = 1.17549435e-38f;
     static constexpr float kExpTail[] = {0.5f, 0.1666657338f, 0.04166655011f, 0.008363773874f, 0.001392692661f};
     static constexpr float kLogTail[] = {0.6666666732f, 0.3999970633f, 0.2859235799f, 0.217065758f, 0.2322432922f};
@@ -28,7 +29,7 @@ struct Constants<double> {
     static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
     static constexpr int kMantissaBits = 52, kExponentBias = 1023, kSplitBits = 27;
     static constexpr double kLn2High = 6.93147180369123816490e-01, kLn2Low = 1.90821492927058770002e-10;
-    static constexpr double kExpMost = 710.0, kExpLeast = -746.0;
+    static constexpr double kExpMost = 710.0, kExpLeast = -760.0;
     static constexpr double kSmallestNormal = 2.2250738585072014e-308;
     static constexpr double kExpTail[] = {0.5,
                                           0.166666666666666667,
@@ -97,16 +98,29 @@ inline Vec<T> expm1_reduced(Vec<T> r) {
     return fma(r * r, polynomial(Constants<T>::kExpTail, r), r);
 }
 
+// exp as value * factor, a power of two, both normal numbers: what multiplies the value first is not
+// rounded twice where the result is below the normal range.
+template <class T>
+struct ScaledExp {
+    Vec<T> value, factor;
+};
+
 // exp(x + low) for |low| much below 1: twice the argument's precision where x itself is exact.
 template <class T>
-inline Vec<T> exp(Vec<T> x, Vec<T> low = Vec<T>{}) {
+inline ScaledExp<T> scaled_exp(Vec<T> x, Vec<T> low = Vec<T>{}) {
     using C = Constants<T>;
     const Vec<T> bounded = minimum(maximum(x, splat(C::kExpLeast)), splat(C::kExpMost));
     const Reduced<T> q = reduce_by_ln2<T>(bounded);
     // Two factors: 2^n alone leaves the range of normal numbers at both ends.
     const Bits<T> half = q.n >> 1;
     const Vec<T> e = expm1_reduced<T>(q.r + low) + T(1);
-    return e * power_of_two<T>(half) * power_of_two<T>(q.n - half);
+    return {e * power_of_two<T>(half), power_of_two<T>(q.n - half)};
+}
+
+template <class T>
+inline Vec<T> exp(Vec<T> x, Vec<T> low = Vec<T>{}) {
+    const ScaledExp<T> e = scaled_exp<T>(x, low);
+    return e.value * e.factor;
 }
 
 template <class T>

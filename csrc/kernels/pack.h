@@ -135,14 +135,16 @@ template <class T>
 double fma_peak(int64_t repeats) noexcept {
     constexpr int chains = 12;
     Vec<T> acc[chains];
+#pragma GCC unroll 12
     for (int i = 0; i < chains; ++i) acc[i] = splat(T(i));
     Vec<T> factor = splat(T(0.999)), term = splat(T(0.001));
     for (int64_t r = 0; r < repeats; ++r) {
 #pragma GCC unroll 12
         for (int i = 0; i < chains; ++i) acc[i] = fma(acc[i], factor, term);
-        asm volatile("" : : : "memory");
+        asm volatile("" : "+r"(r));  // keeps the loop
     }
     Vec<T> sum{};
+#pragma GCC unroll 12
     for (int i = 0; i < chains; ++i) sum += acc[i];
     volatile T sink = sum_lanes<T>(sum);
     static_cast<void>(sink);

@@ -33,7 +33,7 @@ class CppEngine(Engine):
         self._core = make(
             layers=[(layer.n_in, layer.n_out, layer.activation) for layer in plan.layers],
             loss=plan.loss,
-            loss_option=float(next(iter(plan.loss_options.values()), 0.0)),
+            loss_option=float(plan.loss_options.get("delta", 1.0)),
             optimizer=plan.optimizer,
             optimizer_options={name: float(value) for name, value in plan.optimizer_options.items()},
             l2=plan.l2,
