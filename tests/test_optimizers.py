@@ -56,7 +56,7 @@ def test_hyperparameters_out_of_range_are_errors(make, message):
 
 
 def test_hyperparameters_of_other_types_are_errors():
-    with pytest.raises(TypeError, match="learning_rate must be a number, got '0.1'"):
+    with pytest.raises(TypeError, match=r"learning_rate must be a number, got '0.1'"):
         gs.Adam("0.1")
     with pytest.raises(TypeError, match="nesterov must be True or False"):
         gs.SGD(0.1, 0.9, nesterov=1)

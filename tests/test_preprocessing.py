@@ -7,7 +7,7 @@ from gradstep.preprocessing import Transform, check_preprocessing, column_statis
 
 
 @pytest.fixture
-def X():
+def X():  # noqa: N802
     return np.random.default_rng(0).normal(5.0, 3.0, (1000, 4))
 
 

@@ -40,8 +40,9 @@ def check_name(kind: str, name: object, valid: Iterable[str]) -> str:
 
 def _hint(name: str, choices: tuple[str, ...]) -> str:
     spelling = name.lower().replace("-", "_").replace(" ", "_")
-    near = difflib.get_close_matches(spelling, choices, n=1, cutoff=0.5)
-    return f", did you mean {near[0]!r}?" if near else ""
+    spellings = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(spelling, spellings, n=1, cutoff=0.5)
+    return f", did you mean {spellings[near[0]]!r}?" if near else ""
 
 
 def _listed(choices: tuple[str, ...]) -> str:

@@ -564,6 +564,7 @@ class Network:
         batch_size = check_batch_size(batch_size, n, self._optimizer.default_batch_size(n))
         shuffle = check_flag("shuffle", shuffle)
         callbacks = _check_callbacks(callbacks)
+        verbose = check_integer("verbose", int(verbose) if isinstance(verbose, bool) else verbose, minimum=0)
 
         engine = self._prepare(rows.X, rows.y)
         job = Job(
@@ -574,6 +575,7 @@ class Network:
             validate=None if validation is None else lambda: self._evaluate(engine, validation),
             callbacks=callbacks,
             verbose=verbose,
+            note=backends.first_use_note(self._backend, self.dtype) if verbose else None,
         )
         return train(self, engine, job)
 

@@ -24,6 +24,10 @@ GROWTH = 16
 """Most by which the number of epochs per call grows from one call to the next."""
 
 
+EPOCHS_PER_CALL = 1 << 16
+"""Most epochs of one call of the engine: bounds the memory of their learning rates and losses."""
+
+
 class DivergenceError(FloatingPointError, RuntimeError):
     """A loss or parameter became NaN or infinite; the network is that of the last good epoch."""
 
@@ -52,6 +56,8 @@ class Job:
     """Metrics on the validation rows, or None without them."""
     callbacks: Sequence[Callback]
     verbose: int
+    note: str | None = None
+    """A sentence to show before the first epoch."""
 
 
 def train(network: Network, engine: Engine, job: Job) -> History:
@@ -107,7 +113,10 @@ class _Loop:
     def _epochs(self) -> None:
         for callback in self.job.callbacks:
             callback.on_fit_begin(self._state())
-        epochs = 1 if self.each_epoch or self.progress.visible else self.job.epochs
+        if self.job.note is not None:
+            self.progress.note(self.job.note)
+        stepwise = self.each_epoch or self.progress.visible
+        epochs = 1 if stepwise else min(self.job.epochs, EPOCHS_PER_CALL)
         while self.history.stopped == "finished" and len(self.history) < self.job.epochs:
             start = time.perf_counter()
             self._train(epochs)
@@ -116,8 +125,10 @@ class _Loop:
 
     def _next_epochs(self, epochs: int, seconds: float) -> int:
         """Epochs of the next call, so that it takes about `SECONDS_PER_CALL`."""
+        remaining = min(self.job.epochs - len(self.history), EPOCHS_PER_CALL)
+        if not self.progress.visible:
+            return remaining
         fitting = int(SECONDS_PER_CALL * epochs / max(seconds, 1e-9))
-        remaining = self.job.epochs - len(self.history)
         return max(1, min(fitting, GROWTH * epochs, remaining))
 
     def _train(self, epochs: int) -> None:

@@ -67,6 +67,17 @@ def get(name: str | None = None) -> Backend:
     return _first_available() if name == "auto" else _require(name)
 
 
+def first_use_note(backend: Backend, dtype: str) -> str | None:
+    """What to tell a user who is about to wait for the backend's first call, or None."""
+    if backend.name != "numba":
+        return None
+    from gradstep.backends.numba import needs_compilation
+
+    if not needs_compilation(dtype):
+        return None
+    return f"numba compiles its {dtype} code now, once for this machine; that takes some seconds"
+
+
 def set_backend(name: str | None) -> None:
     """Choose the backend of networks made from now on with ``backend="auto"``.
 

@@ -1,0 +1,172 @@
+import contextlib
+
+import numpy as np
+import pytest
+
+import gradstep as gs
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(40, 3)).astype(np.float32)
+Y = X @ np.array([[1.0], [2.0], [3.0]], np.float32)
+
+
+def make(backend="numpy", **settings):
+    return gs.Network([gs.Dense(1)], backend=backend, **{"optimizer": gs.SGD(0.05), **settings})
+
+
+class Recorder(gs.Callback):
+    def __init__(self):
+        self.calls = []
+
+    def on_fit_begin(self, state):
+        self.calls.append(("begin", state.epoch))
+
+    def on_epoch_end(self, state):
+        self.calls.append(("epoch", state.epoch))
+        self.state = state
+
+    def on_fit_end(self, state):
+        self.calls.append(("end", state.epoch))
+
+
+class Script(gs.Callback):
+    """Replaces a metric by given values, ahead of the callbacks behind it."""
+
+    def __init__(self, values, name="val_loss"):
+        self.values, self.name = values, name
+        self.parameters = []
+
+    def on_epoch_end(self, state):
+        state.history[self.name][-1] = self.values[state.epoch - 1]
+        self.parameters.append(state.network.parameters())
+
+
+def test_hooks_are_called_around_every_epoch(backend):
+    recorder = Recorder()
+    net = make(backend.name)
+    history = net.fit(X, Y, epochs=3, callbacks=[recorder], verbose=0)
+    assert recorder.calls == [("begin", 0), ("epoch", 1), ("epoch", 2), ("epoch", 3), ("end", 3)]
+    assert recorder.state.network is net
+    assert recorder.state.history is history
+    assert recorder.state.epochs == 3
+
+
+def test_returning_true_stops_but_every_callback_sees_the_epoch():
+    class Stop(gs.Callback):
+        def on_epoch_end(self, state):
+            return state.epoch == 2
+
+    recorder = Recorder()
+    history = make().fit(X, Y, epochs=9, callbacks=[Stop(), recorder], verbose=0)
+    assert len(history) == 2
+    assert history.stopped == "callback"
+    assert recorder.calls[-2:] == [("epoch", 2), ("end", 2)]
+
+
+def test_the_end_is_told_after_an_error_in_a_callback():
+    class Broken(gs.Callback):
+        def on_epoch_end(self, state):
+            raise RuntimeError("broken")
+
+    recorder = Recorder()
+    with pytest.raises(RuntimeError, match="broken"):
+        make().fit(X, Y, epochs=9, callbacks=[Broken(), recorder], verbose=0)
+    assert recorder.calls[-1] == ("end", 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "min_delta", "stopped_after", "best"),
+    [
+        ([5, 4, 3, 3, 3, 3, 3, 3], 2, 0.0, 5, 3),
+        ([5, 4, 6, 3, 6, 6, 6, 6], 3, 0.0, 7, 4),
+        ([5, 4.9, 4.8, 4.7, 4.6, 4.5, 4.4, 4.3], 2, 0.15, 8, 7),
+        ([5, 4.9, 4.8, 4.7, 4.6, 4.5, 4.4, 4.3], 2, 1.0, 3, 1),
+        ([8, 7, 6, 5, 4, 3, 2, 1], 1, 0.0, 8, 8),
+        ([np.nan, np.nan, 6, 7, 7, 7, 7, 7], 3, 0.0, 6, 3),
+        ([np.nan] * 8, 3, 0.0, 3, 0),
+    ],
+)
+def test_early_stopping_waits_and_restores_the_best_epoch(values, patience, min_delta, stopped_after, best):
+    script, stopping = Script(values), gs.EarlyStopping(patience, min_delta)
+    net = make()
+    history = net.fit(X, Y, epochs=8, callbacks=[script, stopping], validation_data=(X, Y), verbose=0)
+    assert len(history) == stopped_after
+    assert stopping.best_epoch == best
+    if best:
+        assert stopping.best == values[best - 1]
+    expected = script.parameters[(best or stopped_after) - 1]
+    for name, value in net.parameters().items():
+        np.testing.assert_array_equal(value, expected[name])
+
+
+def test_early_stopping_may_keep_the_last_parameters():
+    script = Script([1, 2, 3, 4])
+    stopping = gs.EarlyStopping(2, restore_best=False)
+    net = make()
+    net.fit(X, Y, epochs=8, callbacks=[script, stopping], validation_data=(X, Y), verbose=0)
+    np.testing.assert_array_equal(net.parameters()["dense_0.W"], script.parameters[-1]["dense_0.W"])
+
+
+def test_early_stopping_watches_the_training_loss_without_validation_data():
+    script = Script([1, 2, 3, 4], name="loss")
+    history = make().fit(X, Y, epochs=8, callbacks=[script, gs.EarlyStopping(3)], verbose=0)
+    assert len(history) == 4
+
+
+def test_early_stopping_restores_after_ctrl_c_and_divergence():
+    for end in (KeyboardInterrupt, RuntimeError):
+        script = Script([1, 2, 3])
+
+        class End(gs.Callback):
+            def on_epoch_end(self, state, end=end):
+                if state.epoch == 3:
+                    raise end
+
+        net = make()
+        callbacks = [script, gs.EarlyStopping(), End()]
+        with contextlib.suppress(RuntimeError):
+            net.fit(X, Y, epochs=8, callbacks=callbacks, validation_data=(X, Y), verbose=0)
+        np.testing.assert_array_equal(net.parameters()["dense_0.W"], script.parameters[0]["dense_0.W"])
+
+
+def test_early_stopping_starts_anew_with_every_fit():
+    stopping = gs.EarlyStopping(2)
+    net = make()
+    options = {"epochs": 8, "validation_data": (X, Y), "verbose": 0}
+    net.fit(X, Y, callbacks=[Script([1, 2, 3]), stopping], **options)
+    history = net.fit(X, Y, callbacks=[Script([9, 8, 7, 6, 5, 4, 3, 2]), stopping], **options)
+    assert len(history) == 8
+    assert stopping.best == 2
+
+
+def test_early_stopping_really_helps(backend):
+    """Validation loss of the restored network is the smallest one seen."""
+    rng = np.random.default_rng(3)
+    noise = rng.normal(size=(20, 1)).astype(np.float32)
+    net = gs.Network([gs.Dense(30, "tanh"), gs.Dense(1)], optimizer=gs.Adam(0.05), backend=backend.name)
+    history = net.fit(
+        X[:20],
+        noise,
+        epochs=100,
+        validation_data=(X[20:], -noise),
+        callbacks=[gs.EarlyStopping(5)],
+        verbose=0,
+    )
+    assert history.stopped == "callback"
+    assert net.evaluate(X[20:], -noise)["loss"] == min(history.val_loss) < history.val_loss[-1]
+
+
+def test_early_stopping_checks_its_arguments():
+    with pytest.raises(ValueError, match="patience must be at least 1, got 0"):
+        gs.EarlyStopping(0)
+    with pytest.raises(ValueError, match="min_delta must be at least 0"):
+        gs.EarlyStopping(min_delta=-1.0)
+    with pytest.raises(TypeError, match="monitor must be a key of the history"):
+        gs.EarlyStopping(monitor=3)
+    with pytest.raises(TypeError, match="restore_best must be True or False"):
+        gs.EarlyStopping(restore_best="yes")
+
+
+def test_an_unknown_metric_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match="unknown monitor 'val_los', did you mean 'val_loss'"):
+        make().fit(X, Y, callbacks=[gs.EarlyStopping(monitor="val_los")], validation_data=(X, Y), verbose=0)
