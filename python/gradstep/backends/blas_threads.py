@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 _defaults: dict[str, int] = {}
@@ -31,18 +32,18 @@ def set_num_threads(count: int) -> None:
     count
         Number of threads; 0 restores what each library had before the first call.
 
-    Raises
-    ------
-    RuntimeError
-        If no controllable library is found: threadpoolctl is not installed, or numpy was built
-        without a BLAS that it knows. Then only the library's environment variable
-        (``OPENBLAS_NUM_THREADS``, ``MKL_NUM_THREADS``) sets the count.
+    Warns
+    -----
+    UserWarning
+        If there is nothing to control, because threadpoolctl is not installed or does not know the
+        BLAS library. Then only an environment variable such as OPENBLAS_NUM_THREADS sets the count.
     """
     libraries = _libraries()
     if not libraries and count:
-        raise RuntimeError(
-            "set_num_threads needs threadpoolctl to limit the BLAS library of this backend "
-            "(pip install threadpoolctl), or set OPENBLAS_NUM_THREADS before starting Python"
+        warnings.warn(
+            "the thread count of the BLAS library is left as it is: limiting it needs threadpoolctl "
+            "(pip install threadpoolctl), or OPENBLAS_NUM_THREADS set before Python starts",
+            stacklevel=2,
         )
     for library in libraries:
         default = _defaults.setdefault(library.filepath, library.get_num_threads())

@@ -1,0 +1,339 @@
+"""The Numba backend: the same epoch loop, compiled on first use and cached on disk.
+
+The jitted code is in `numba_kernels`; this module keeps a network's arrays and feeds them to it.
+Training runs in slices of about `SLICE_SECONDS`, between which Python sees Ctrl-C.
+
+The cache lies beside the package, or in the user's cache folder if that is not writable, or in
+``NUMBA_CACHE_DIR``. `needs_compilation` says whether the next call will compile, which takes some
+seconds once per dtype, so that a progress line can announce it.
+
+Products of wide layers go to the BLAS library, whose thread count `gradstep.set_num_threads` sets
+through threadpoolctl; all else runs on one thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import numba
+import numpy as np
+import scipy.linalg.cython_blas  # type: ignore[import-untyped]  # noqa: F401  np.dot in jitted code calls it
+
+from gradstep.backends import blas_threads
+from gradstep.backends import numba_kernels as kernels
+from gradstep.backends.base import Array, Backend, DensePlan, Engine, Parameters, Plan, TrainResult
+from gradstep.backends.interrupt import deferred_interrupt
+from gradstep.backends.numba_kernels import (
+    ACTIVATION_IDS,
+    LOSS_IDS,
+    OPTIMIZER_IDS,
+    Data,
+    Model,
+    Order,
+    Snapshot,
+    Workspace,
+)
+from gradstep.backends.numpy import LOSSES, OPTIMIZERS
+
+SLICE_SECONDS = 0.05
+"""Time between two looks at Ctrl-C."""
+
+CACHE_ELEMENTS = 1 << 15
+"""Numbers per buffer in a chunk of rows of a narrow network, so that the chunk stays in the L2 cache."""
+NARROW_WIDTH = 64
+CHUNK_ELEMENTS = 1 << 20
+"""The same for wide networks, whose products want many rows."""
+CHUNK_ROWS = (64, 512, 4096)
+"""Fewest rows of a chunk in narrow and wide networks, and the most."""
+
+
+def _chunk_rows(plan: Plan, rows: int) -> int:
+    """How many rows go through all layers together."""
+    widths = [plan.n_in, *(layer.n_out for layer in plan.layers)]
+    least_narrow, least_wide, most = CHUNK_ROWS
+    if max(widths) <= NARROW_WIDTH:
+        wanted = max(least_narrow, CACHE_ELEMENTS // sum(widths))
+    else:
+        wanted = max(least_wide, CHUNK_ELEMENTS // sum(widths))
+    return min(rows, most, wanted)
+
+
+def _read_only(array: Array) -> Array:
+    """View that Numba sees as read-only: one compiled version serves all inputs."""
+    view: Array = array.view()
+    view.flags.writeable = False
+    return view
+
+
+class NumbaEngine(Engine):
+    """Parameters, optimizer state and buffers of one network, as flat arrays for the jitted code."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        self._shapes = plan.parameter_shapes()
+        size = sum(int(np.prod(shape)) for shape in self._shapes.values())
+        self._kinds = OPTIMIZERS[plan.optimizer].moments
+        theta = np.zeros(size, plan.dtype)
+        moments = [np.zeros(size if i < len(self._kinds) else 0, plan.dtype) for i in range(2)]
+        self._model = Model(
+            layers=_layer_table(plan),
+            loss=LOSS_IDS[plan.loss],
+            optimizer=OPTIMIZER_IDS[plan.optimizer],
+            options=_option_table(plan),
+            theta=theta,
+            gradient=np.zeros_like(theta),
+            first_moment=moments[0],
+            second_moment=moments[1],
+            shift=np.zeros(plan.n_in, plan.dtype),
+            scale=np.ones(plan.n_in, plan.dtype),
+        )
+        self._step = 0
+        self._work: Workspace | None = None
+
+    def _named(self, flat: Array) -> Parameters:
+        """Views of a flat array laid out like theta, by parameter name."""
+        views: Parameters = {}
+        start = 0
+        for name, shape in self._shapes.items():
+            stop = start + int(np.prod(shape))
+            views[name] = flat[start:stop].reshape(shape)
+            start = stop
+        return views
+
+    def parameters(self) -> Parameters:
+        """Copies of all parameters by name."""
+        return self._named(self._model.theta.copy())
+
+    def set_parameters(self, values: Mapping[str, Array]) -> None:
+        """Overwrite the named parameters."""
+        views = self._named(self._model.theta)
+        for name, value in values.items():
+            views[name][...] = value
+
+    def _moments(self) -> Parameters:
+        arrays = (self._model.first_moment, self._model.second_moment)
+        return {
+            f"{name}.{kind}": view
+            for kind, array in zip(self._kinds, arrays, strict=False)
+            for name, view in self._named(array).items()
+        }
+
+    def optimizer_state(self) -> Parameters:
+        """Copies of the step count and of all moments by name."""
+        state: Parameters = {"step": np.array(self._step, dtype=np.int64)}
+        state.update((name, view.copy()) for name, view in self._moments().items())
+        return state
+
+    def set_optimizer_state(self, values: Mapping[str, Array]) -> None:
+        """Overwrite the whole state."""
+        self._step = int(values["step"])
+        for name, view in self._moments().items():
+            view[...] = values[name]
+
+    def set_input_transform(self, shift: Array | None, scale: Array | None) -> None:
+        """Let every later call see ``(X - shift) * scale``."""
+        self._model.shift[...] = 0 if shift is None else shift
+        self._model.scale[...] = 1 if scale is None else scale
+
+    def _data(self, X: Array, y: Array | None, weight: Array | None) -> Data:
+        dtype = np.dtype(self.plan.dtype)
+        targets, labels = np.empty((0, 0), dtype), np.empty(0, np.int32)
+        if y is not None and self.plan.loss == "cross_entropy":
+            labels = y
+        elif y is not None:
+            targets = y
+        weight = np.empty(0, dtype) if weight is None else weight
+        return Data(*(_read_only(array) for array in (X, targets, labels, weight)))
+
+    def _workspace(self, rows: int) -> Workspace:
+        """Buffers for a call on this many rows per batch; kept, and replaced when more are needed."""
+        rows = _chunk_rows(self.plan, rows)
+        if self._work is None or self._work.rows < rows:
+            self._work = None  # freed before the larger one is made
+            self._work = _make_workspace(self.plan, rows)
+        return self._work
+
+    def predict(self, X: Array, out: Array) -> None:
+        """Write the linked outputs of all rows into out."""
+        kernels.evaluate(self._model, self._data(X, None, None), self._workspace(len(X)), IN_ORDER, out)
+
+    def evaluate(self, X: Array, y: Array, weight: Array | None, out: Array | None = None) -> float:
+        """Mean loss of all rows without the l2 penalty; predictions go into out if given."""
+        out = np.empty((0, 0), self.plan.dtype) if out is None else out
+        work = self._workspace(len(X))
+        return float(kernels.evaluate(self._model, self._data(X, y, weight), work, IN_ORDER, out))
+
+    def loss_and_gradients(
+        self, X: Array, y: Array, weight: Array | None, input_gradient: bool = False
+    ) -> tuple[float, Parameters, Array | None]:
+        """Mean loss, the gradient of every parameter, and dJ/dX if asked for."""
+        dX = np.empty(X.shape if input_gradient else (0, 0), self.plan.dtype)
+        data, work = self._data(X, y, weight), self._workspace(len(X))
+        loss = kernels.gradient(self._model, data, work, IN_ORDER, dX)
+        return float(loss), self._named(self._model.gradient.copy()), dX if input_gradient else None
+
+    def step(self, X: Array, y: Array, weight: Array | None, learning_rate: float) -> float:
+        """One forward, backward and update on all rows given; returns the loss before the update."""
+        self._step += 1
+        data, work = self._data(X, y, weight), self._workspace(len(X))
+        return float(kernels.step(self._model, data, work, IN_ORDER, float(learning_rate), self._step))
+
+    def train(
+        self,
+        X: Array,
+        y: Array,
+        weight: Array | None,
+        *,
+        epochs: int,
+        batch_size: int,
+        learning_rates: Array,
+        seed: int,
+        first_epoch: int,
+        shuffle: bool = True,
+    ) -> TrainResult:
+        """Run whole epochs; Ctrl-C stops after the current slice of batches."""
+        schedule = batch_size, learning_rates, seed, first_epoch
+        progress, losses, arguments = self._train_arguments(X, y, weight, epochs, shuffle, *schedule)
+        kernels.train(*arguments, 0)  # compiles, if need be, while Ctrl-C still raises
+        interrupted = _run_in_slices(arguments, progress, epochs)
+        self._step = int(progress[kernels.STEP])
+        done = losses[: progress[kernels.EPOCH]].tolist()
+        return TrainResult(done, interrupted, diverged=bool(progress[kernels.DIVERGED]))
+
+    def _train_arguments(
+        self,
+        X: Array,
+        y: Array,
+        weight: Array | None,
+        epochs: int,
+        shuffle: bool,
+        batch_size: int,
+        learning_rates: Array,
+        seed: int,
+        first_epoch: int,
+    ) -> tuple[Array, Array, tuple[object, ...]]:
+        """Progress, losses, and all arguments of `numba_kernels.train` but the last."""
+        progress = np.array([0, 0, self._step, self._step, 0], np.int64)
+        losses = np.empty(epochs)
+        state = self._model.theta, self._model.first_moment, self._model.second_moment
+        return (
+            progress,
+            losses,
+            (
+                self._model,
+                self._data(X, y, weight),
+                self._workspace(min(batch_size, len(X))),
+                _make_order(len(X)) if shuffle and batch_size < len(X) else IN_ORDER,
+                Snapshot(*(np.empty_like(array) for array in state)),
+                progress,
+                np.zeros(2),
+                losses,
+                np.ascontiguousarray(learning_rates, np.float64),
+                batch_size,
+                np.uint64(seed),
+                np.uint64(first_epoch),
+            ),
+        )
+
+
+def _run_in_slices(arguments: tuple[object, ...], progress: Array, epochs: int) -> bool:
+    """Train to the end, looking for Ctrl-C about every SLICE_SECONDS; returns whether it came."""
+    budget = 1
+    with deferred_interrupt() as interrupt:
+        while progress[kernels.EPOCH] < epochs and not progress[kernels.DIVERGED]:
+            if interrupt.pressed:
+                return True
+            start = time.perf_counter()
+            kernels.train(*arguments, budget)
+            seconds = max(time.perf_counter() - start, 1e-9)
+            budget = max(1, min(int(budget * SLICE_SECONDS / seconds), 16 * budget))
+        return interrupt.pressed
+
+
+def _layer_table(plan: Plan) -> Array:
+    rows, offset, row = [], 0, plan.n_in
+    for layer in plan.layers:
+        biases = offset + layer.n_in * layer.n_out
+        rows.append((layer.n_in, layer.n_out, ACTIVATION_IDS[layer.activation], offset, biases, row))
+        offset = biases + layer.n_out
+        row += layer.n_out
+    return np.array(rows, np.int64)
+
+
+def _option_table(plan: Plan) -> Array:
+    options = {
+        **LOSSES[plan.loss].defaults,
+        **plan.loss_options,
+        **OPTIMIZERS[plan.optimizer].defaults,
+        **plan.optimizer_options,
+        "l2": plan.l2,
+    }
+    names = ("l2", "delta", "momentum", "nesterov", "beta1", "beta2", "epsilon", "weight_decay")
+    return np.array([options.get(name, 0.0) for name in names], np.float64)
+
+
+def _make_workspace(plan: Plan, rows: int) -> Workspace:
+    widths = [plan.n_in, *(layer.n_out for layer in plan.layers)]
+    largest = max(layer.n_in * layer.n_out for layer in plan.layers)
+    return Workspace(
+        rows=rows,
+        inputs=np.empty(rows * sum(widths), plan.dtype),
+        slopes=np.empty(rows * sum(widths), plan.dtype),
+        delta=np.empty(rows * max(widths), plan.dtype),
+        delta_below=np.empty(rows * max(widths), plan.dtype),
+        partial=np.empty(largest, plan.dtype),
+        share=np.empty(rows),
+        row_loss=np.empty(rows),
+        row_top=np.empty(rows),
+        labels=np.empty(rows, np.int32),
+    )
+
+
+def _make_order(n: int) -> Order:
+    buckets = 1 << max(1, (n - 1).bit_length())
+    return Order(True, np.empty(n, np.int64), np.empty(n, np.uint64), np.empty(buckets + 1, np.int64))
+
+
+IN_ORDER = Order(False, np.empty(0, np.int64), np.empty(0, np.uint64), np.zeros(3, np.int64))
+
+
+def needs_compilation(dtype: str) -> bool:
+    """Whether training in this dtype will have to compile first, which takes some seconds.
+
+    False once this process, or an earlier one that left its code in the cache, has compiled it.
+
+    Parameters
+    ----------
+    dtype
+        "float32" or "float64".
+    """
+    plan = Plan((DensePlan(1, 1, "identity", "any"),), "mse", "gradient_descent", dtype=dtype)
+    sample, rates = np.zeros((1, 1), dtype), np.zeros(0)
+    *_, arguments = NumbaEngine(plan)._train_arguments(sample, sample, None, 0, False, 1, rates, 0, 0)
+    typeof: Callable[[object], object] = numba.typeof
+    signature = tuple(typeof(argument) for argument in (*arguments, 0))
+    if signature in kernels.train.overloads:
+        return False
+    return kernels.train._cache.load_overload(signature, kernels.train.targetctx) is None
+
+
+def _describe() -> dict[str, str]:
+    cache = kernels.train.stats.cache_path
+    return {
+        "numba": numba.__version__,
+        "BLAS": blas_threads.describe(),
+        "cache": cache or "none, because no folder for it is writable",
+    }
+
+
+BACKEND = Backend(
+    name="numba",
+    activations=tuple(ACTIVATION_IDS),
+    losses=tuple(LOSS_IDS),
+    optimizers=tuple(OPTIMIZER_IDS),
+    make_engine=NumbaEngine,
+    set_num_threads=blas_threads.set_num_threads,
+    get_num_threads=blas_threads.get_num_threads,
+    describe=_describe,
+)

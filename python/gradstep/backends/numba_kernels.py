@@ -1,0 +1,948 @@
+"""Everything that Numba compiles: whole epochs of training, one step, evaluation.
+
+Layout: inside a batch everything is feature-major, (features, rows), so that vector lanes run along
+the rows however narrow a layer is; the gather of a batch transposes it. A batch goes through all
+layers in chunks of rows that stay in the cache, and the chunks' gradients are added.
+
+Letters: B rows of a chunk, K the summed dimension.
+
+Two habits of Numba shape the code. A Python number is float64, so arithmetic on float32 arrays casts
+its constants with ``array.dtype.type``; transcendental functions are float64 throughout and rounded
+once when stored. And compiled code is cached until *this* file changes, so ids are spelt out here.
+"""
+
+# mypy: disable-error-code="untyped-decorator, no-any-return"
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+
+from gradstep.backends.base import Array
+from gradstep.backends.numpy import (
+    LEAKY_RELU_SLOPE,
+    NORMAL_TAIL,
+    SELU_ALPHA,
+    SELU_SCALE,
+    SMOOTH_TAIL,
+)
+
+IDENTITY, RELU, LEAKY_RELU, TANH, SIGMOID, SOFTPLUS, ELU, SELU, GELU, SILU, MISH = range(11)
+ACTIVATION_IDS = {
+    "identity": IDENTITY,
+    "relu": RELU,
+    "leaky_relu": LEAKY_RELU,
+    "tanh": TANH,
+    "sigmoid": SIGMOID,
+    "softplus": SOFTPLUS,
+    "elu": ELU,
+    "selu": SELU,
+    "gelu": GELU,
+    "silu": SILU,
+    "mish": MISH,
+}
+
+MSE, MAE, HUBER, BINARY_CROSS_ENTROPY, CROSS_ENTROPY = range(5)
+LOSS_IDS = {
+    "mse": MSE,
+    "mae": MAE,
+    "huber": HUBER,
+    "binary_cross_entropy": BINARY_CROSS_ENTROPY,
+    "cross_entropy": CROSS_ENTROPY,
+}
+
+GRADIENT_DESCENT, SGD, ADAM, ADAMW = range(4)
+OPTIMIZER_IDS = {"gradient_descent": GRADIENT_DESCENT, "sgd": SGD, "adam": ADAM, "adamw": ADAMW}
+
+
+class Model(NamedTuple):
+    """A plan and its state as arrays; ``real`` is the plan's dtype."""
+
+    layers: Array
+    """int64 (L, 6): columns N_IN ... ROW below."""
+    loss: int
+    optimizer: int
+    options: Array
+    """float64: entries L2 ... WEIGHT_DECAY below."""
+    theta: Array
+    """All parameters: W then b of every layer, real."""
+    gradient: Array
+    """dJ/dtheta, real."""
+    first_moment: Array
+    """Velocity of sgd, m of adam; empty if the optimizer has none, real."""
+    second_moment: Array
+    """v of adam, else empty, real."""
+    shift: Array
+    scale: Array
+    """The input transform, (n_in,), real."""
+
+
+N_IN, N_OUT, ACTIVATION, WEIGHTS, BIASES, ROW = range(6)
+"""Columns of `Model.layers`: widths, activation id, offsets of W and b in theta, and the layer's first
+feature in the chunk's buffers."""
+
+L2, DELTA, MOMENTUM, NESTEROV, BETA1, BETA2, EPSILON, WEIGHT_DECAY = range(8)
+"""Entries of `Model.options`."""
+
+
+class Data(NamedTuple):
+    """Samples; read-only arrays."""
+
+    X: Array
+    """(n, n_in), real."""
+    targets: Array
+    """(n, n_out), real; (0, 0) for cross_entropy and where nothing is compared."""
+    labels: Array
+    """int32 (n,) for cross_entropy, else empty."""
+    weight: Array
+    """(n,), real; empty for equal weights."""
+
+
+class Workspace(NamedTuple):
+    """Buffers of one chunk of rows."""
+
+    rows: int
+    """Capacity in rows."""
+    inputs: Array
+    """The gathered input, then every layer's output, one feature after the other, real."""
+    slopes: Array
+    """Derivative of every layer's activation in the same places, real."""
+    delta: Array
+    """Error signal of a layer, real (rows * widest)."""
+    delta_below: Array
+    """Error signal of the layer below, real (rows * widest)."""
+    partial: Array
+    """dW of a chunk that is not the batch's first, real (largest W)."""
+    share: Array
+    """What each row contributes to the mean, float64 (rows,)."""
+    row_loss: Array
+    """float64 (rows,)."""
+    labels: Array
+    """int32 (rows,)."""
+    row_top: Array
+    """Largest logit of each row, float64 (rows,)."""
+
+
+class Order(NamedTuple):
+    """In which order an epoch visits the rows."""
+
+    shuffled: bool
+    rows: Array
+    """int64 (n,), or empty if not shuffled."""
+    keys: Array
+    """uint64 (n,), or empty."""
+    counts: Array
+    """int64 (a power of two + 1,)."""
+
+
+class Snapshot(NamedTuple):
+    """State at the start of an epoch, to go back to after a divergence; arrays as in `Model`."""
+
+    theta: Array
+    first_moment: Array
+    second_moment: Array
+
+
+EPOCH, BATCH, STEP, EPOCH_STEP, DIVERGED = range(5)
+"""Entries of the progress of a run: epoch and batch to do next, updates so far, the same at the start of the
+epoch, and whether a loss or parameter became non-finite."""
+
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+jit: Callable[..., Any] = numba.njit(**_OPTIONS)
+
+
+def entry(function: Callable[..., Any]) -> Any:
+    """Compile a function that Python calls, and cache it on disk where a folder is writable."""
+    try:
+        return numba.njit(cache=True, **_OPTIONS)(function)
+    except RuntimeError:  # "no locator available": neither the package nor the home is writable
+        return jit(function)
+
+
+# --------------------------------------------------------------------------------------------------
+# Elementary functions in float64, written without branches or calls so that loops over them become
+# vector code.
+
+_LOG2_E = 1.4426950408889634
+_LN2_HIGH = 6.93147180369123816490e-01
+_LN2_LOW = 1.90821492927058770002e-10
+_ROUND = 6755399441055744.0  # 1.5 * 2^52: adding it rounds to an integer, held in the low bits
+_SIGNIFICAND_BITS = np.int64(52)
+_EXPONENT_BIAS = np.int64(1023)
+_LOWEST = -708.0  # exp is normal down to here
+
+
+@jit
+def _reduce(x: float) -> tuple[float, float]:
+    """2^k and exp(r) - 1 for x = k ln 2 + r with abs(r) <= ln(2) / 2, by the Taylor series."""
+    shifted = x * _LOG2_E + _ROUND
+    k = shifted - _ROUND
+    r = (x - k * _LN2_HIGH) - k * _LN2_LOW
+    q = ((r / 6227020800.0 + 1 / 479001600.0) * r + 1 / 39916800.0) * r + 1 / 3628800.0
+    q = (((q * r + 1 / 362880.0) * r + 1 / 40320.0) * r + 1 / 5040.0) * r + 1 / 720.0
+    q = (((q * r + 1 / 120.0) * r + 1 / 24.0) * r + 1 / 6.0) * r + 0.5
+    bits = np.int64((np.float64(shifted).view(np.int64) + _EXPONENT_BIAS) << _SIGNIFICAND_BITS)
+    return bits.view(np.float64), r + r * r * q
+
+
+@jit
+def exp_negative(x: float) -> float:
+    """exp(x) for x <= 0, within 2 ULP of float64; 0 below -708."""
+    scale, fraction = _reduce(x)
+    return 0.0 if x < _LOWEST else scale + scale * fraction
+
+
+@jit
+def expm1_negative(x: float) -> float:
+    """exp(x) - 1 for x <= 0, within 3 ULP of float64."""
+    scale, fraction = _reduce(x)
+    return -1.0 if x < -50.0 else scale * fraction + (scale - 1.0)
+
+
+@jit
+def log1p_unit(x: float) -> float:
+    """log(1 + x) for 0 <= x <= 1, as 2 artanh(x / (2 + x)), within 3 ULP of float64."""
+    s = x / (2.0 + x)
+    q = s * s
+    p = (((q / 33.0 + 1 / 31.0) * q + 1 / 29.0) * q + 1 / 27.0) * q + 1 / 25.0
+    p = (((p * q + 1 / 23.0) * q + 1 / 21.0) * q + 1 / 19.0) * q + 1 / 17.0
+    p = (((p * q + 1 / 15.0) * q + 1 / 13.0) * q + 1 / 11.0) * q + 1 / 9.0
+    p = ((p * q + 1 / 7.0) * q + 1 / 5.0) * q + 1 / 3.0
+    return 2.0 * s * (p * q + 1.0)
+
+
+@jit
+def sigmoid(x: float) -> float:
+    """1 / (1 + exp(-x))."""
+    e = exp_negative(-abs(x))
+    return (e if x < 0.0 else 1.0) / (1.0 + e)
+
+
+_C = NORMAL_TAIL
+
+
+@jit
+def normal_distribution(x: float) -> tuple[float, float]:
+    """Phi(x) and its density; the tail is that of `gradstep.backends.numpy.normal_tail`."""
+    t = SMOOTH_TAIL if abs(x) > SMOOTH_TAIL else abs(x)
+    high = (t * 256.0 + _ROUND - _ROUND) / 256.0
+    e = exp_negative(-0.5 * high * high) * exp_negative(-0.5 * (t - high) * (t + high))
+    u = (t - 5.0) / (t + 5.0)
+    q = ((((_C[0] * u + _C[1]) * u + _C[2]) * u + _C[3]) * u + _C[4]) * u + _C[5]
+    q = (((((q * u + _C[6]) * u + _C[7]) * u + _C[8]) * u + _C[9]) * u + _C[10]) * u + _C[11]
+    q = (((((q * u + _C[12]) * u + _C[13]) * u + _C[14]) * u + _C[15]) * u + _C[16]) * u + _C[17]
+    q = ((((q * u + _C[18]) * u + _C[19]) * u + _C[20]) * u + _C[21]) * u + _C[22]
+    tail = e * q / (1.0 + t)
+    return tail if x < 0.0 else 1.0 - tail, e * 0.3989422804014327
+
+
+# --------------------------------------------------------------------------------------------------
+# Activations: replace z by a = act(z) and write da/dz, both flat.
+
+
+@jit
+def _activate_relu(z: Array, slope: Array) -> None:
+    one, zero = z.dtype.type(1), z.dtype.type(0)
+    for i in range(z.size):
+        v = z[i]
+        slope[i] = one if v > zero else zero
+        z[i] = zero if v <= zero else v
+
+
+@jit
+def _activate_leaky_relu(z: Array, slope: Array) -> None:
+    one, zero, low = z.dtype.type(1), z.dtype.type(0), z.dtype.type(LEAKY_RELU_SLOPE)
+    for i in range(z.size):
+        v = z[i]
+        slope[i] = one if v > zero else low
+        z[i] = low * v if v <= zero else v
+
+
+@jit
+def _activate_tanh(z: Array, slope: Array) -> None:
+    for i in range(z.size):
+        v = float(z[i])
+        e = expm1_negative(-2.0 * abs(v))
+        a = -e / (2.0 + e)
+        z[i] = -a if v < 0.0 else a
+        slope[i] = (1.0 - a) * (1.0 + a)
+
+
+@jit
+def _activate_sigmoid(z: Array, slope: Array) -> None:
+    for i in range(z.size):
+        a = sigmoid(float(z[i]))
+        z[i] = a
+        slope[i] = a * (1.0 - a)
+
+
+@jit
+def _activate_softplus(z: Array, slope: Array) -> None:
+    for i in range(z.size):
+        v = float(z[i])
+        e = exp_negative(-abs(v))
+        z[i] = (v if v > 0.0 else 0.0) + log1p_unit(e)
+        slope[i] = (e if v < 0.0 else 1.0) / (1.0 + e)
+
+
+@jit
+def _activate_elu(scale: float, alpha: float, z: Array, slope: Array) -> None:
+    """Elu, and selu with its scale."""
+    for i in range(z.size):
+        v = float(z[i])
+        e = expm1_negative(0.0 if v > 0.0 else v)
+        z[i] = scale * (v if v > 0.0 else alpha * e)
+        slope[i] = scale * (1.0 if v > 0.0 else alpha * (e + 1.0))
+
+
+@jit
+def _activate_gelu(z: Array, slope: Array) -> None:
+    for i in range(z.size):
+        v = float(z[i])
+        cumulative, density = normal_distribution(v)
+        z[i] = (-SMOOTH_TAIL if v < -SMOOTH_TAIL else v) * cumulative
+        slope[i] = cumulative + (0.0 if abs(v) > SMOOTH_TAIL else v) * density
+
+
+@jit
+def _activate_silu(z: Array, slope: Array) -> None:
+    for i in range(z.size):
+        v = -SMOOTH_TAIL if float(z[i]) < -SMOOTH_TAIL else float(z[i])
+        e = exp_negative(-abs(v))
+        s = (e if v < 0.0 else 1.0) / (1.0 + e)
+        rest = (1.0 if v < 0.0 else e) / (1.0 + e)
+        z[i] = v * s
+        slope[i] = s * (1.0 + (SMOOTH_TAIL if v > SMOOTH_TAIL else v) * rest)
+
+
+@jit
+def _activate_mish(z: Array, slope: Array) -> None:
+    """With u = exp(z): tanh(log(1 + u)) = u (u + 2) / (u (u + 2) + 2)."""
+    for i in range(z.size):
+        v = -SMOOTH_TAIL if float(z[i]) < -SMOOTH_TAIL else float(z[i])
+        e = exp_negative(-abs(v))
+        numerator = e * (e + 2.0) if v < 0.0 else 1.0 + 2.0 * e
+        rest = 2.0 if v < 0.0 else 2.0 * e * e
+        t = numerator / (numerator + rest)
+        s = (e if v < 0.0 else 1.0) / (1.0 + e)
+        z[i] = v * t
+        slope[i] = t + (SMOOTH_TAIL if v > SMOOTH_TAIL else v) * s * (1.0 - t * t)
+
+
+@jit
+def activate(kind: int, z: Array, slope: Array) -> None:
+    """Replace z by act(z) and write act'(z) to slope; the identity leaves both alone."""
+    if kind == RELU:
+        _activate_relu(z, slope)
+    elif kind == LEAKY_RELU:
+        _activate_leaky_relu(z, slope)
+    elif kind == TANH:
+        _activate_tanh(z, slope)
+    elif kind == SIGMOID:
+        _activate_sigmoid(z, slope)
+    elif kind == SOFTPLUS:
+        _activate_softplus(z, slope)
+    elif kind == ELU:
+        _activate_elu(1.0, 1.0, z, slope)
+    elif kind == SELU:
+        _activate_elu(SELU_SCALE, SELU_ALPHA, z, slope)
+    elif kind == GELU:
+        _activate_gelu(z, slope)
+    elif kind == SILU:
+        _activate_silu(z, slope)
+    elif kind == MISH:
+        _activate_mish(z, slope)
+
+
+# --------------------------------------------------------------------------------------------------
+# Losses of a chunk: p and its targets are (n_out, B); the gradient dJ/dp is written, (n_out, B). Returns the
+# chunk's part of the mean loss.
+
+
+@jit
+def _regression_loss(
+    kind: int, delta: float, p: Array, y: Array, share: Array, row_loss: Array, g: Array
+) -> None:
+    n_out, B = p.shape
+    for j in range(n_out):
+        for r in range(B):
+            d = float(p[j, r]) - float(y[j, r])
+            if kind == MSE:
+                value, slope = d * d, 2.0 * d
+            elif kind == MAE:
+                value, slope = abs(d), (1.0 if d > 0.0 else 0.0) - (1.0 if d < 0.0 else 0.0)
+            else:
+                slope = -delta if d < -delta else (delta if d > delta else d)
+                value = slope * (d - 0.5 * slope)
+            row_loss[r] += value / n_out
+            g[j, r] = slope * share[r] / n_out
+
+
+@jit
+def _binary_cross_entropy(z: Array, y: Array, share: Array, row_loss: Array, g: Array) -> None:
+    n_out, B = z.shape
+    for j in range(n_out):
+        for r in range(B):
+            v, t = float(z[j, r]), float(y[j, r])
+            e = exp_negative(-abs(v))
+            row_loss[r] += (v if v > 0.0 else 0.0) - v * t + log1p_unit(e)
+            g[j, r] = ((e if v < 0.0 else 1.0) / (1.0 + e) - t) * share[r]
+
+
+@jit
+def softmax(z: Array, top: Array, total: Array, p: Array) -> None:
+    """Write softmax(z) over the features to p, the largest logit to top, and sum(exp(z - top)) to total."""
+    n_out, B = z.shape
+    for r in range(B):
+        top[r] = z[0, r]
+        total[r] = 0.0
+    for j in range(1, n_out):
+        for r in range(B):
+            top[r] = z[j, r] if z[j, r] > top[r] else top[r]
+    for j in range(n_out):
+        for r in range(B):
+            e = exp_negative(float(z[j, r]) - top[r])
+            p[j, r] = e
+            total[r] += e
+    for j in range(n_out):
+        for r in range(B):
+            p[j, r] /= total[r]
+
+
+@jit
+def _cross_entropy(z: Array, labels: Array, share: Array, work: Workspace, g: Array) -> None:
+    n_out, B = z.shape
+    softmax(z, work.row_top, work.row_loss, g)
+    for r in range(B):
+        label = labels[r]
+        work.row_loss[r] = work.row_top[r] - z[label, r] + math.log(work.row_loss[r])
+        g[label, r] -= z.dtype.type(1)
+    for j in range(n_out):
+        for r in range(B):
+            g[j, r] *= share[r]
+
+
+@jit
+def loss_and_delta(model: Model, work: Workspace, p: Array, y: Array, labels: Array, g: Array) -> float:
+    """Part of the mean loss that the chunk's rows contribute; its gradient goes to g."""
+    B = p.shape[1]
+    share, row_loss = work.share, work.row_loss
+    if model.loss == CROSS_ENTROPY:
+        _cross_entropy(p, labels, share, work, g)
+    else:
+        for r in range(B):
+            row_loss[r] = 0.0
+        if model.loss == BINARY_CROSS_ENTROPY:
+            _binary_cross_entropy(p, y, share, row_loss, g)
+        else:
+            _regression_loss(model.loss, model.options[DELTA], p, y, share, row_loss, g)
+    total = 0.0
+    for r in range(B):
+        total += share[r] * row_loss[r]
+    return total
+
+
+# --------------------------------------------------------------------------------------------------
+# Products. All three have the form z[j, r] += sum over k of A[k, j] x[k, r].
+
+_NARROW = 32
+"""Outputs below which a plain loop beats the BLAS library, whose tiles would be mostly empty."""
+_SHORT = 8
+"""Summed dimension below which the same holds."""
+
+
+@jit
+def _accumulate(A: Array, x: Array, z: Array) -> None:
+    """Add A^T x to z (J, B), with A (K, J) and x (K, B), four terms at a time."""
+    K, J = A.shape
+    B = x.shape[1]
+    for j in range(J):
+        k = 0
+        while k + 4 <= K:
+            a0, a1, a2, a3 = A[k, j], A[k + 1, j], A[k + 2, j], A[k + 3, j]
+            for r in range(B):
+                z[j, r] += (a0 * x[k, r] + a1 * x[k + 1, r]) + (a2 * x[k + 2, r] + a3 * x[k + 3, r])
+            k += 4
+        while k < K:
+            a0 = A[k, j]
+            for r in range(B):
+                z[j, r] += a0 * x[k, r]
+            k += 1
+
+
+@jit
+def affine(W: Array, b: Array, x: Array, z: Array) -> None:
+    """Write W^T x + b to z, with W (n_in, n_out), b (n_out,), x (n_in, B), z (n_out, B)."""
+    n_in, n_out = W.shape
+    B = x.shape[1]
+    if n_out < _NARROW or n_in < _SHORT:
+        for j in range(n_out):
+            for r in range(B):
+                z[j, r] = b[j]
+        _accumulate(W, x, z)
+    else:
+        np.dot(W.T, x, z)
+        for j in range(n_out):
+            for r in range(B):
+                z[j, r] += b[j]
+
+
+@jit
+def delta_through(W: Array, delta: Array, below: Array) -> None:
+    """Write W delta to below, with W (n_in, n_out), delta (n_out, B), below (n_in, B)."""
+    n_in, n_out = W.shape
+    if n_in < _NARROW or n_out < _SHORT:
+        for i in range(n_in):
+            for r in range(delta.shape[1]):
+                below[i, r] = 0.0
+        _accumulate(W.T, delta, below)
+    else:
+        np.dot(W, delta, below)
+
+
+@jit
+def _sum(values: Array) -> float:
+    """Sum in float64; four sums at a time, because each addition waits for the one before."""
+    s0 = s1 = s2 = s3 = 0.0
+    fours = values.size - values.size % 4
+    for i in range(0, fours, 4):
+        s0 += values[i]
+        s1 += values[i + 1]
+        s2 += values[i + 2]
+        s3 += values[i + 3]
+    for i in range(fours, values.size):
+        s0 += values[i]
+    return (s0 + s1) + (s2 + s3)
+
+
+@jit
+def add_weight_gradient(x: Array, delta: Array, first: bool, partial: Array, dW: Array, db: Array) -> None:
+    """Write or add x delta^T to dW and the row sums of delta to db, with x (n_in, B), delta (n_out, B)."""
+    np.dot(x, delta.T, dW if first else partial)
+    if not first:
+        for i in range(dW.shape[0]):
+            for j in range(dW.shape[1]):
+                dW[i, j] += partial[i, j]
+    for j in range(delta.shape[0]):
+        db[j] = _sum(delta[j]) + (0.0 if first else db[j])
+
+
+# --------------------------------------------------------------------------------------------------
+# A chunk of rows forward and backward.
+
+
+@jit
+def weights_of(model: Model, flat: Array, layer: int) -> tuple[Array, Array]:
+    """Views of W (n_in, n_out) and b (n_out,) of a layer in a flat array laid out like theta."""
+    n_in, n_out = model.layers[layer, N_IN], model.layers[layer, N_OUT]
+    w, b = model.layers[layer, WEIGHTS], model.layers[layer, BIASES]
+    return flat[w : w + n_in * n_out].reshape((n_in, n_out)), flat[b : b + n_out]
+
+
+@jit
+def rows_of(buffer: Array, work: Workspace, first_feature: int, features: int, B: int) -> Array:
+    """View of a chunk's features (features, B) in a buffer."""
+    start = first_feature * work.rows
+    return buffer[start : start + features * B].reshape((features, B))
+
+
+@jit
+def gather(model: Model, data: Data, order: Order, start: int, B: int, x: Array) -> None:
+    """Transpose B rows of the epoch's order into x (n_in, B), shifted and scaled."""
+    for block in range(0, B, 16):
+        end = min(block + 16, B)
+        for f in range(x.shape[0]):
+            shift, scale = model.shift[f], model.scale[f]
+            for r in range(block, end):
+                row = order.rows[start + r] if order.shuffled else start + r
+                x[f, r] = (data.X[row, f] - shift) * scale
+
+
+@jit
+def gather_targets(data: Data, order: Order, start: int, B: int, y: Array, labels: Array) -> None:
+    """Copy the chunk's targets to y (n_out, B), or its labels."""
+    for r in range(B):
+        row = order.rows[start + r] if order.shuffled else start + r
+        if data.labels.size > 0:
+            labels[r] = data.labels[row]
+        else:
+            for j in range(y.shape[0]):
+                y[j, r] = data.targets[row, j]
+
+
+@jit
+def weight_of(data: Data, order: Order, position: int) -> float:
+    """Sample weight of one row of the epoch's order."""
+    if data.weight.size == 0:
+        return 1.0
+    return float(data.weight[order.rows[position] if order.shuffled else position])
+
+
+@jit
+def batch_weight(data: Data, order: Order, start: int, stop: int) -> float:
+    """Sum of the sample weights of a range of the epoch's order."""
+    if data.weight.size == 0:
+        return float(stop - start)
+    total = 0.0
+    for position in range(start, stop):
+        total += weight_of(data, order, position)
+    return total
+
+
+@jit
+def forward(model: Model, work: Workspace, B: int) -> Array:
+    """Outputs (n_out, B) of the gathered chunk, with all layers' outputs and slopes left behind."""
+    x = rows_of(work.inputs, work, 0, model.layers[0, N_IN], B)
+    for layer in range(model.layers.shape[0]):
+        n_out, row = model.layers[layer, N_OUT], model.layers[layer, ROW]
+        W, b = weights_of(model, model.theta, layer)
+        z = rows_of(work.inputs, work, row, n_out, B)
+        affine(W, b, x, z)
+        slope = rows_of(work.slopes, work, row, n_out, B)
+        activate(model.layers[layer, ACTIVATION], z.reshape(n_out * B), slope.reshape(n_out * B))
+        x = z
+    return x
+
+
+@jit
+def _multiply(delta: Array, slope: Array) -> None:
+    for j in range(delta.shape[0]):
+        for r in range(delta.shape[1]):
+            delta[j, r] *= slope[j, r]
+
+
+@jit
+def backward(model: Model, work: Workspace, B: int, first: bool, input_gradient: bool) -> None:
+    """Error signals and gradients of a chunk, from dJ/dp in ``work.delta``.
+
+    Gradients overwrite those of the model if the chunk is the batch's first, else add to them. With
+    input_gradient, dJ/dx (n_in, B) of the gathered chunk replaces ``work.inputs``' first features.
+    """
+    signal, other = work.delta, work.delta_below
+    for layer in range(model.layers.shape[0] - 1, -1, -1):
+        n_in, n_out = model.layers[layer, N_IN], model.layers[layer, N_OUT]
+        delta = rows_of(signal, work, 0, n_out, B)
+        if model.layers[layer, ACTIVATION] != IDENTITY:
+            slope = rows_of(work.slopes, work, model.layers[layer, ROW], n_out, B)
+            _multiply(delta, slope)
+        below = model.layers[layer - 1, ROW] if layer > 0 else 0
+        x = rows_of(work.inputs, work, below, n_in, B)
+        dW, db = weights_of(model, model.gradient, layer)
+        partial = work.partial[: n_in * n_out].reshape((n_in, n_out))
+        add_weight_gradient(x, delta, first, partial, dW, db)
+        W, _ = weights_of(model, model.theta, layer)
+        if layer > 0:
+            delta_through(W, delta, rows_of(other, work, 0, n_in, B))
+        elif input_gradient:
+            delta_through(W, delta, x)
+        signal, other = other, signal
+
+
+# --------------------------------------------------------------------------------------------------
+# A batch, and its update.
+
+
+@jit
+def add_penalty(model: Model) -> float:
+    """Add l2 W to dJ/dW of every layer; returns l2 / 2 sum(W^2)."""
+    l2 = model.options[L2]
+    if l2 == 0.0:
+        return 0.0
+    total = 0.0
+    for layer in range(model.layers.shape[0]):
+        start, stop = model.layers[layer, WEIGHTS], model.layers[layer, BIASES]
+        s0 = s1 = s2 = s3 = 0.0
+        for i in range(start, stop):
+            model.gradient[i] += model.theta.dtype.type(l2) * model.theta[i]
+        for i in range(start, stop - 3, 4):
+            s0 += float(model.theta[i]) ** 2
+            s1 += float(model.theta[i + 1]) ** 2
+            s2 += float(model.theta[i + 2]) ** 2
+            s3 += float(model.theta[i + 3]) ** 2
+        for i in range(stop - (stop - start) % 4, stop):
+            s0 += float(model.theta[i]) ** 2
+        total += (s0 + s1) + (s2 + s3)
+    return 0.5 * l2 * total
+
+
+@jit
+def gradient_of_batch(
+    model: Model, data: Data, work: Workspace, order: Order, start: int, stop: int, dX: Array
+) -> float:
+    """Mean loss of a batch with the penalty; its gradient goes to the model, dJ/dX to dX unless empty."""
+    total_weight = batch_weight(data, order, start, stop)
+    n_in = model.layers[0, N_IN]
+    n_out = model.layers[model.layers.shape[0] - 1, N_OUT]
+    loss = 0.0
+    for chunk in range(start, stop, work.rows):
+        B = min(work.rows, stop - chunk)
+        x = rows_of(work.inputs, work, 0, n_in, B)
+        y = rows_of(work.delta_below, work, 0, n_out, B)
+        g = rows_of(work.delta, work, 0, n_out, B)
+        gather(model, data, order, chunk, B, x)
+        gather_targets(data, order, chunk, B, y, work.labels)
+        for r in range(B):
+            weight = weight_of(data, order, chunk + r)
+            work.share[r] = weight / total_weight if total_weight > 0.0 else 0.0
+        p = forward(model, work, B)
+        loss += loss_and_delta(model, work, p, y, work.labels, g)
+        backward(model, work, B, chunk == start, dX.size > 0)
+        if dX.size > 0:
+            for r in range(B):
+                for f in range(n_in):
+                    dX[chunk + r, f] = x[f, r] * model.scale[f]
+    return loss + add_penalty(model)
+
+
+@jit
+def _update_adam(model: Model, start: int, stop: int, rate: float, step: int) -> None:
+    real = model.theta.dtype.type
+    beta1, beta2 = model.options[BETA1], model.options[BETA2]
+    gain1, gain2, epsilon = real(1.0 - beta1), real(1.0 - beta2), real(model.options[EPSILON])
+    rate_hat = real(rate / (1.0 - beta1**step))
+    root_hat = real(1.0 / math.sqrt(1.0 - beta2**step))
+    theta, m, v, g = model.theta, model.first_moment, model.second_moment, model.gradient
+    for i in range(start, stop):
+        m[i] += gain1 * (g[i] - m[i])
+        v[i] += gain2 * (g[i] * g[i] - v[i])
+        theta[i] -= rate_hat * m[i] / (math.sqrt(v[i]) * root_hat + epsilon)
+
+
+@jit
+def _update_sgd(model: Model, start: int, stop: int, learning_rate: float) -> None:
+    real = model.theta.dtype.type
+    rate, mu = real(learning_rate), real(model.options[MOMENTUM])
+    nesterov = model.options[NESTEROV] != 0.0
+    theta, velocity, g = model.theta, model.first_moment, model.gradient
+    for i in range(start, stop):
+        v = mu * velocity[i] - rate * g[i]
+        velocity[i] = v
+        theta[i] += mu * v - rate * g[i] if nesterov else v
+
+
+@jit
+def update(model: Model, learning_rate: float, step: int) -> None:
+    """Move all parameters by one step of the optimizer; step counts from 1."""
+    real = model.theta.dtype.type
+    size = model.theta.size
+    if model.optimizer == GRADIENT_DESCENT:
+        rate = real(learning_rate)
+        for i in range(size):
+            model.theta[i] -= rate * model.gradient[i]
+    elif model.optimizer == SGD:
+        _update_sgd(model, 0, size, learning_rate)
+    else:
+        if model.optimizer == ADAMW:
+            keep = real(1.0 - learning_rate * model.options[WEIGHT_DECAY])
+            for layer in range(model.layers.shape[0]):
+                for i in range(model.layers[layer, WEIGHTS], model.layers[layer, BIASES]):
+                    model.theta[i] *= keep
+        _update_adam(model, 0, size, learning_rate, step)
+
+
+# --------------------------------------------------------------------------------------------------
+# Shuffling: `gradstep.random.permutation`, bit for bit.
+
+_U32 = np.uint64(32)
+_LOW = np.uint64(0xFFFFFFFF)
+_MULTIPLIER_0, _MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_INCREMENT_0, _INCREMENT_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+
+
+@jit
+def pair_keys(pair: int, seed: int, epoch: int) -> tuple[int, int]:
+    """Sort keys of rows 2 pair and 2 pair + 1: Philox4x32-10; all numbers uint64."""
+    c0, c1, c2, c3 = pair & _LOW, pair >> _U32, epoch & _LOW, pair ^ pair
+    k0, k1 = seed & _LOW, seed >> _U32
+    for _ in range(10):
+        p0, p1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
+        c0, c1, c2, c3 = (p1 >> _U32) ^ c1 ^ k0, p1 & _LOW, (p0 >> _U32) ^ c3 ^ k1, p0 & _LOW
+        k0, k1 = (k0 + _INCREMENT_0) & _LOW, (k1 + _INCREMENT_1) & _LOW
+    return c0 | (c1 << _U32), c2 | (c3 << _U32)
+
+
+@jit
+def shuffle(order: Order, seed: int, epoch: int) -> None:
+    """Stable argsort of random keys: into buckets by their leading bits, then insertion in each.
+
+    Keys are uniform and buckets as many as rows, so that the insertion sort moves little.
+    """
+    n, buckets = order.rows.size, order.counts.size - 1
+    bits = 0
+    while (1 << bits) < buckets:
+        bits += 1
+    shift, counts = np.uint64(64 - bits), order.counts
+    for bucket in range(buckets + 1):
+        counts[bucket] = 0
+    for pair in range((n + 1) // 2):
+        even, odd = pair_keys(np.uint64(pair), seed, epoch)
+        counts[np.int64(even >> shift) + 1] += 1
+        if 2 * pair + 1 < n:
+            counts[np.int64(odd >> shift) + 1] += 1
+    for bucket in range(buckets):
+        counts[bucket + 1] += counts[bucket]
+    for pair in range((n + 1) // 2):
+        keys = pair_keys(np.uint64(pair), seed, epoch)
+        for odd_row in range(min(2, n - 2 * pair)):
+            bucket = np.int64(keys[odd_row] >> shift)
+            order.keys[counts[bucket]] = keys[odd_row]
+            order.rows[counts[bucket]] = 2 * pair + odd_row
+            counts[bucket] += 1
+    _insertion_sort(order.keys, order.rows)
+
+
+@jit
+def _insertion_sort(keys: Array, rows: Array) -> None:
+    for i in range(1, keys.size):
+        key, row = keys[i], rows[i]
+        j = i
+        while j > 0 and keys[j - 1] > key:
+            keys[j], rows[j] = keys[j - 1], rows[j - 1]
+            j -= 1
+        keys[j], rows[j] = key, row
+
+
+# --------------------------------------------------------------------------------------------------
+# What Python calls.
+
+
+@jit
+def _copy(source: Array, target: Array) -> None:
+    for i in range(source.size):
+        target[i] = source[i]
+
+
+@jit
+def _copy_state(source: Snapshot, target: Snapshot) -> None:
+    _copy(source.theta, target.theta)
+    _copy(source.first_moment, target.first_moment)
+    _copy(source.second_moment, target.second_moment)
+
+
+@jit
+def _all_finite(values: Array) -> bool:
+    bad = 0
+    for i in range(values.size):
+        bad += 0 if math.isfinite(values[i]) else 1
+    return bad == 0
+
+
+@entry
+def train(
+    model: Model,
+    data: Data,
+    work: Workspace,
+    order: Order,
+    snapshot: Snapshot,
+    progress: Array,
+    sums: Array,
+    losses: Array,
+    learning_rates: Array,
+    batch_size: int,
+    seed: int,
+    first_epoch: int,
+    budget: int,
+) -> None:
+    """Go on with a run for at most ``budget`` batches.
+
+    Parameters
+    ----------
+    progress
+        int64 (5,): entries EPOCH ... DIVERGED; where the run is, and where it goes on.
+    sums
+        float64 (2,): the epoch's loss times weight, and weight, so far.
+    losses
+        float64 (epochs,): written as epochs end.
+    learning_rates
+        float64 (epochs,).
+    seed, first_epoch
+        uint64.
+    """
+    n = data.X.shape[0]
+    state = Snapshot(model.theta, model.first_moment, model.second_moment)
+    nothing = np.empty((0, 0), model.theta.dtype)
+    while budget > 0 and progress[EPOCH] < losses.size and progress[DIVERGED] == 0:
+        epoch, start = progress[EPOCH], progress[BATCH] * batch_size
+        if start == 0:
+            _copy_state(state, snapshot)
+            progress[EPOCH_STEP] = progress[STEP]
+            sums[0] = sums[1] = 0.0
+            if order.shuffled:
+                shuffle(order, seed, first_epoch + np.uint64(epoch))
+        stop = min(start + batch_size, n)
+        loss = gradient_of_batch(model, data, work, order, start, stop, nothing)
+        progress[STEP] += 1
+        progress[BATCH] += 1
+        update(model, learning_rates[epoch], progress[STEP])
+        weight = batch_weight(data, order, start, stop)
+        sums[0] += loss * weight
+        sums[1] += weight
+        budget -= 1
+        if stop == n:
+            losses[epoch] = sums[0] / sums[1] if sums[1] > 0.0 else 0.0
+            if math.isfinite(losses[epoch]) and _all_finite(model.theta):
+                progress[EPOCH] += 1
+                progress[BATCH] = 0
+            else:
+                _copy_state(snapshot, state)
+                progress[STEP] = progress[EPOCH_STEP]
+                progress[DIVERGED] = 1
+
+
+@entry
+def gradient(model: Model, data: Data, work: Workspace, order: Order, dX: Array) -> float:
+    """Mean loss of all rows with the penalty; gradients go to the model, dJ/dX to dX unless empty."""
+    return gradient_of_batch(model, data, work, order, 0, data.X.shape[0], dX)
+
+
+@entry
+def step(model: Model, data: Data, work: Workspace, order: Order, learning_rate: float, number: int) -> float:
+    """One update on all rows, the number-th of the run; returns the loss before it."""
+    loss = gradient_of_batch(
+        model, data, work, order, 0, data.X.shape[0], np.empty((0, 0), model.theta.dtype)
+    )
+    update(model, learning_rate, number)
+    return loss
+
+
+@entry
+def evaluate(model: Model, data: Data, work: Workspace, order: Order, out: Array) -> float:
+    """Mean loss without the penalty if there are targets; predictions go to out unless empty."""
+    n = data.X.shape[0]
+    n_in, n_out = model.layers[0, N_IN], model.layers[model.layers.shape[0] - 1, N_OUT]
+    compared = data.labels.size > 0 or data.targets.size > 0
+    total_weight = batch_weight(data, order, 0, n)
+    loss = 0.0
+    for chunk in range(0, n, work.rows):
+        B = min(work.rows, n - chunk)
+        gather(model, data, order, chunk, B, rows_of(work.inputs, work, 0, n_in, B))
+        p = forward(model, work, B)
+        g = rows_of(work.delta, work, 0, n_out, B)
+        if compared:
+            y = rows_of(work.delta_below, work, 0, n_out, B)
+            gather_targets(data, order, chunk, B, y, work.labels)
+            for r in range(B):
+                weight = weight_of(data, order, chunk + r)
+                work.share[r] = weight / total_weight if total_weight > 0.0 else 0.0
+            loss += loss_and_delta(model, work, p, y, work.labels, g)
+        if out.size > 0:
+            _write_linked(model, work, p, g, out[chunk : chunk + B])
+    return loss
+
+
+@jit
+def _write_linked(model: Model, work: Workspace, p: Array, scratch: Array, out: Array) -> None:
+    """Write the link of p (n_out, B) to out (B, n_out)."""
+    n_out, B = p.shape
+    linked = p
+    if model.loss == CROSS_ENTROPY:
+        softmax(p, work.row_top, work.row_loss, scratch)
+        linked = scratch
+    for j in range(n_out):
+        for r in range(B):
+            v = linked[j, r]
+            out[r, j] = sigmoid(float(v)) if model.loss == BINARY_CROSS_ENTROPY else v
