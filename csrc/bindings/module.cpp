@@ -218,7 +218,8 @@ double fma_peak(int threads, double seconds, const std::optional<std::string>& i
     const auto [_, probe_seconds] = timed(probe);
     double best = 0;
     for (int round = 0; round < 5; ++round) {
-        const auto [operations, elapsed] = timed(std::max<int64_t>(1, static_cast<int64_t>(probe * seconds / 5 / probe_seconds)));
+        const auto [operations, elapsed] =
+            timed(std::max<int64_t>(1, static_cast<int64_t>(probe * seconds / 5 / probe_seconds)));
         best = std::max(best, operations / elapsed);
     }
     return best / 1e9;

@@ -61,8 +61,9 @@ public:
     double compute(const Batch<T>& b, const T* theta, T scale, int threads, T* input_gradient = nullptr) {
         const int parts = chunks(b.rows);
         const bool worth_sharing = 2 * net_.plan().products_per_row() * b.rows > kSharedWork;
-        parallel_for(parts, worth_sharing ? std::min(threads, static_cast<int>(workspaces_.size())) : 1,
-                     [&](int c, int worker) { compute_chunk(b, c, parts, workspaces_[worker], theta, scale, input_gradient); });
+        parallel_for(
+            parts, worth_sharing ? std::min(threads, static_cast<int>(workspaces_.size())) : 1,
+            [&](int c, int worker) { compute_chunk(b, c, parts, workspaces_[worker], theta, scale, input_gradient); });
         used_parts_ = parts;
         double loss = 0;
         for (int c = 0; c < parts; ++c) loss += losses_[c];
@@ -115,10 +116,10 @@ private:
             const TileInputs<T> in = kept_ ? kept_slot(c, t) : ws.inputs;
             if (!kept_) gather(tile, in);
             net_.forward(ws, in.x, theta, tile.rows);
-            loss += net_.loss().value({net_.outputs_in_lanes(ws, tile.rows), in.y, in.weight, ws.lanes_delta, nullptr,
-                                       net_.plan().n_out(), net_.whole_lanes(tile.rows),
-                                       net_.tile_stride(tile.rows, tile_), scale,
-                                       static_cast<T>(net_.plan().loss_option)});
+            loss +=
+                net_.loss().value({net_.outputs_in_lanes(ws, tile.rows), in.y, in.weight, ws.lanes_delta, nullptr,
+                                   net_.plan().n_out(), net_.whole_lanes(tile.rows), net_.tile_stride(tile.rows, tile_),
+                                   scale, static_cast<T>(net_.plan().loss_option)});
             net_.backward(ws, in.x, theta, tile.rows, gradient, t > 0, input_gradient != nullptr);
             if (input_gradient)
                 net_.copy_input_gradient(ws, tile.rows, input_gradient + (tile.first - b.first) * net_.plan().n_in());

@@ -115,13 +115,15 @@ void Engine<T>::update(const T* gradient, ptrdiff_t part_stride, int parts, cons
     const auto slice = [&](ptrdiff_t from, ptrdiff_t to, const Hyper<T>& h) {
         optimizer_.update({theta_ + from,
                            {states_[0] ? states_[0] + from : nullptr, states_[1] ? states_[1] + from : nullptr},
-                           gradient + from, part_stride, parts, to - from},
+                           gradient + from,
+                           part_stride,
+                           parts,
+                           to - from},
                           h);
     };
     const int tasks = static_cast<int>((n_weights + kUpdateSlice - 1) / kUpdateSlice);
-    parallel_for(tasks, tasks > 4 ? threads : 1, [&](int t, int) {
-        slice(t * kUpdateSlice, std::min((t + 1) * kUpdateSlice, n_weights), weights);
-    });
+    parallel_for(tasks, tasks > 4 ? threads : 1,
+                 [&](int t, int) { slice(t * kUpdateSlice, std::min((t + 1) * kUpdateSlice, n_weights), weights); });
     slice(n_weights, n, biases);
 }
 

@@ -22,7 +22,8 @@ public:
         prepare(data.n, threads, tiles);
         parallel_for(tiles, threads, [&](int t, int worker) {
             const Batch<T> tile{&data, nullptr, t * kTileRows, std::min<int64_t>(kTileRows, data.n - t * kTileRows)};
-            losses_[static_cast<std::size_t>(t)] = run_tile(tile, workspaces_[static_cast<std::size_t>(worker)], theta, out);
+            losses_[static_cast<std::size_t>(t)] =
+                run_tile(tile, workspaces_[static_cast<std::size_t>(worker)], theta, out);
         });
         double loss = 0;
         for (int t = 0; t < tiles; ++t) loss += losses_[static_cast<std::size_t>(t)];
@@ -48,8 +49,16 @@ private:
         const ptrdiff_t stride = net_.tile_stride(tile.rows, ws.rows), width = net_.plan().n_out();
         gather_x(net_, tile, ws.inputs.x, stride);
         net_.forward(ws, ws.inputs.x, theta, tile.rows);
-        LossBatch<T> batch{net_.outputs_in_lanes(ws, tile.rows), ws.inputs.y, ws.inputs.weight, nullptr, nullptr, width,
-                           net_.whole_lanes(tile.rows), stride, T(0), static_cast<T>(net_.plan().loss_option)};
+        LossBatch<T> batch{net_.outputs_in_lanes(ws, tile.rows),
+                           ws.inputs.y,
+                           ws.inputs.weight,
+                           nullptr,
+                           nullptr,
+                           width,
+                           net_.whole_lanes(tile.rows),
+                           stride,
+                           T(0),
+                           static_cast<T>(net_.plan().loss_option)};
         double loss = 0;
         if (tile.data->y || tile.data->labels) {
             gather_targets(net_, tile, ws.inputs.y, ws.inputs.weight, stride);

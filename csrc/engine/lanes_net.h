@@ -69,11 +69,20 @@ public:
         for (std::size_t l = 0; l < this->depth(); ++l) {
             const DensePlan& d = this->plan_.layers[l];
             const LayerParameters& at = this->layout_.layers[l];
-            this->k_.product_lanes({.rows = d.n_out, .depth = d.n_in, .segment = d.n_in,
-                                    .a = theta + at.weights, .a_segment = 0,
-                                    .b = x, .b_segment = 0, .c = ws.z[l],
-                                    .init = Init::rows, .bias = theta + at.biases,
-                                    .a_row = 1, .a_depth = d.n_out, .b_depth = lanes, .c_row = lanes,
+            this->k_.product_lanes({.rows = d.n_out,
+                                    .depth = d.n_in,
+                                    .segment = d.n_in,
+                                    .a = theta + at.weights,
+                                    .a_segment = 0,
+                                    .b = x,
+                                    .b_segment = 0,
+                                    .c = ws.z[l],
+                                    .init = Init::rows,
+                                    .bias = theta + at.biases,
+                                    .a_row = 1,
+                                    .a_depth = d.n_out,
+                                    .b_depth = lanes,
+                                    .c_row = lanes,
                                     .columns = lanes});
             if (this->activation(l).forward) this->activation(l).forward(ws.z[l], ws.a[l], d.n_out * lanes);
             x = ws.a[l];
@@ -91,16 +100,31 @@ public:
         for (std::size_t l = this->depth(); l-- > 0;) {
             const DensePlan& d = this->plan_.layers[l];
             const LayerParameters& at = this->layout_.layers[l];
-            this->k_.lane_sums({.x = l ? ws.a[l - 1] : x, .dy = delta, .inputs = d.n_in, .outputs = d.n_out,
-                                .lanes = lanes, .stride = lanes, .weights = ws.sums + at.weights * this->k_.lanes,
-                                .biases = ws.sums + at.biases * this->k_.lanes, .keep = keep});
+            this->k_.lane_sums({.x = l ? ws.a[l - 1] : x,
+                                .dy = delta,
+                                .inputs = d.n_in,
+                                .outputs = d.n_out,
+                                .lanes = lanes,
+                                .stride = lanes,
+                                .weights = ws.sums + at.weights * this->k_.lanes,
+                                .biases = ws.sums + at.biases * this->k_.lanes,
+                                .keep = keep});
             if (l == 0 && !input_gradient) return;
             T* below = ws.delta[l % 2];
-            this->k_.product_lanes({.rows = d.n_in, .depth = d.n_out, .segment = d.n_out,
-                                    .a = theta + at.weights, .a_segment = 0,
-                                    .b = delta, .b_segment = 0, .c = below,
-                                    .init = Init::zero, .bias = nullptr,
-                                    .a_row = d.n_out, .a_depth = 1, .b_depth = lanes, .c_row = lanes,
+            this->k_.product_lanes({.rows = d.n_in,
+                                    .depth = d.n_out,
+                                    .segment = d.n_out,
+                                    .a = theta + at.weights,
+                                    .a_segment = 0,
+                                    .b = delta,
+                                    .b_segment = 0,
+                                    .c = below,
+                                    .init = Init::zero,
+                                    .bias = nullptr,
+                                    .a_row = d.n_out,
+                                    .a_depth = 1,
+                                    .b_depth = lanes,
+                                    .c_row = lanes,
                                     .columns = lanes});
             if (l > 0 && this->activation(l - 1).backward)
                 this->activation(l - 1).backward(ws.z[l - 1], ws.a[l - 1], below, d.n_in * lanes);

@@ -79,7 +79,8 @@ private:
         const int n = static_cast<int>((b.rows + kGatherRows - 1) / kGatherRows);
         parallel_for(n, threads_for(16 * b.rows * net_.plan().n_in(), threads), [&](int t, int) {
             const int64_t from = t * kGatherRows;
-            gather_x(net_, b.part(from, std::min(from + kGatherRows, b.rows)), x_ + from * net_.panel_width(), ws_.rows);
+            gather_x(net_, b.part(from, std::min(from + kGatherRows, b.rows)), x_ + from * net_.panel_width(),
+                     ws_.rows);
         });
     }
 
@@ -89,11 +90,12 @@ private:
         threads = threads_for(2 * rows * d.n_in * d.n_out, threads);
         const ptrdiff_t wanted = threads > 1 ? kTasksPerThread * threads : 1;
         const ptrdiff_t by_panel = std::min(panels, wanted);
-        const ptrdiff_t by_row = std::clamp<ptrdiff_t>(wanted / by_panel, 1, (rows + kLeastTaskRows - 1) / kLeastTaskRows);
+        const ptrdiff_t by_row =
+            std::clamp<ptrdiff_t>(wanted / by_panel, 1, (rows + kLeastTaskRows - 1) / kLeastTaskRows);
         parallel_for(static_cast<int>(by_panel * by_row), threads, [&](int t, int) {
             const ptrdiff_t p = t % by_panel, r = t / by_panel;
-            net_.forward_panels(ws_, x_, theta, l, panels * p / by_panel, panels * (p + 1) / by_panel, rows * r / by_row,
-                                rows * (r + 1) / by_row);
+            net_.forward_panels(ws_, x_, theta, l, panels * p / by_panel, panels * (p + 1) / by_panel,
+                                rows * r / by_row, rows * (r + 1) / by_row);
         });
     }
 
@@ -104,9 +106,9 @@ private:
             const int64_t from = t * loss_rows_, to = std::min(from + loss_rows_, b.rows);
             net_.outputs_to_lanes(ws_, from, to, w.z, loss_rows_);
             gather_targets(net_, b.part(from, to), w.y, w.weight, loss_rows_);
-            losses_[static_cast<std::size_t>(t)] =
-                net_.loss().value({w.z, w.y, w.weight, w.delta, nullptr, net_.plan().n_out(), net_.whole_lanes(to - from),
-                                   loss_rows_, scale, static_cast<T>(net_.plan().loss_option)});
+            losses_[static_cast<std::size_t>(t)] = net_.loss().value(
+                {w.z, w.y, w.weight, w.delta, nullptr, net_.plan().n_out(), net_.whole_lanes(to - from), loss_rows_,
+                 scale, static_cast<T>(net_.plan().loss_option)});
             net_.output_error(ws_, w.delta, loss_rows_, from, to);
         });
         double sum = 0;
@@ -135,8 +137,8 @@ private:
 
     void input_errors(int64_t rows, const T* theta, std::size_t l, int threads) {
         const ptrdiff_t inputs = net_.panels(net_.plan().layers[l].n_in);
-        const ptrdiff_t by_row = std::clamp<ptrdiff_t>(kTasksPerThread * threads / inputs, 1,
-                                                       (rows + kLeastTaskRows - 1) / kLeastTaskRows);
+        const ptrdiff_t by_row =
+            std::clamp<ptrdiff_t>(kTasksPerThread * threads / inputs, 1, (rows + kLeastTaskRows - 1) / kLeastTaskRows);
         parallel_for(static_cast<int>(inputs * by_row), threads, [&](int t, int worker) {
             const ptrdiff_t i = t % inputs, r = t / inputs;
             net_.input_error_rows(ws_, theta, l, i, rows * r / by_row, rows * (r + 1) / by_row,

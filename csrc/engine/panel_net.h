@@ -114,8 +114,8 @@ public:
 
     // Rows [r0, r1) of output panels [o0, o1) of one layer, activation included. Blocks of rows and depth
     // keep a block of the input in the second-level cache while weights stream by.
-    void forward_panels(const Workspace<T>& ws, const T* x, const T* theta, std::size_t l, ptrdiff_t o0,
-                        ptrdiff_t o1, ptrdiff_t r0, ptrdiff_t r1) const {
+    void forward_panels(const Workspace<T>& ws, const T* x, const T* theta, std::size_t l, ptrdiff_t o0, ptrdiff_t o1,
+                        ptrdiff_t r0, ptrdiff_t r1) const {
         const DensePlan& d = this->plan_.layers[l];
         const LayerParameters& at = this->layout_.layers[l];
         const T* in = l ? ws.a[l - 1] : x;
@@ -125,10 +125,14 @@ public:
             for (ptrdiff_t k = 0; k < d.n_in; k += kDepthBlock)
                 for (ptrdiff_t o = o0; o < o1; ++o) {
                     T* to = ws.z[l] + o * ws.rows * P_ + r * P_;
-                    this->k_.product[v_]({.rows = rows, .depth = std::min(kDepthBlock, d.n_in - k), .segment = P_,
-                                          .a = in + k * ws.rows + r * P_, .a_segment = ws.rows * P_,
+                    this->k_.product[v_]({.rows = rows,
+                                          .depth = std::min(kDepthBlock, d.n_in - k),
+                                          .segment = P_,
+                                          .a = in + k * ws.rows + r * P_,
+                                          .a_segment = ws.rows * P_,
                                           .b = theta + at.weights + (k / P_ * row_panels + o) * block,
-                                          .b_segment = row_panels * block, .c = to,
+                                          .b_segment = row_panels * block,
+                                          .c = to,
                                           .init = k ? Init::keep : Init::lanes,
                                           .bias = theta + at.biases + o * P_});
                     if (k + kDepthBlock >= d.n_in && this->activation(l).forward)
@@ -219,10 +223,16 @@ private:
         for (ptrdiff_t column = o; column < end; ++column)
             this->k_.transpose_block[v_](theta + weight_at(l, i * P_, column * P_), scratch + (column - o) * P_ * P_);
         const ptrdiff_t depth = std::min(this->plan_.layers[l].n_out, end * P_) - o * P_;
-        this->k_.product[v_]({.rows = r1 - r0, .depth = depth, .segment = P_,
-                              .a = ws.delta[(l + 1) % 2] + (o * ws.rows + r0) * P_, .a_segment = ws.rows * P_,
-                              .b = scratch, .b_segment = P_ * P_, .c = ws.delta[l % 2] + (i * ws.rows + r0) * P_,
-                              .init = o ? Init::keep : Init::zero, .bias = nullptr});
+        this->k_.product[v_]({.rows = r1 - r0,
+                              .depth = depth,
+                              .segment = P_,
+                              .a = ws.delta[(l + 1) % 2] + (o * ws.rows + r0) * P_,
+                              .a_segment = ws.rows * P_,
+                              .b = scratch,
+                              .b_segment = P_ * P_,
+                              .c = ws.delta[l % 2] + (i * ws.rows + r0) * P_,
+                              .init = o ? Init::keep : Init::zero,
+                              .bias = nullptr});
     }
 
     void through_activation(const Workspace<T>& ws, std::size_t l, ptrdiff_t i, ptrdiff_t r0, ptrdiff_t r1) const {
@@ -236,15 +246,21 @@ private:
         const std::size_t at = weight_at(l, i * P_, o * P_);
         const ptrdiff_t inputs = std::min(P_, this->plan_.layers[l].n_in - i * P_);
         T* to = sink.update ? scratch : sink.gradient + at;
-        this->k_.product_transposed[v_]({.rows = inputs, .depth = rows, .segment = rows,
-                                         .a = (l ? ws.a[l - 1] : x) + i * ws.rows * P_, .a_segment = 0,
-                                         .b = ws.delta[(l + 1) % 2] + o * ws.rows * P_, .b_segment = 0, .c = to,
-                                         .init = sink.keep ? Init::keep : Init::zero, .bias = nullptr});
-        if (sink.update) (*sink.update)(at, scratch, inputs * P_, sink.update->weights);
+        this->k_.product_transposed[v_]({.rows = inputs,
+                                         .depth = rows,
+                                         .segment = rows,
+                                         .a = (l ? ws.a[l - 1] : x) + i * ws.rows * P_,
+                                         .a_segment = 0,
+                                         .b = ws.delta[(l + 1) % 2] + o * ws.rows * P_,
+                                         .b_segment = 0,
+                                         .c = to,
+                                         .init = sink.keep ? Init::keep : Init::zero,
+                                         .bias = nullptr});
+        if (sink.update) (*sink.update)(at, scratch, inputs* P_, sink.update->weights);
     }
 
-    void bias_gradient(const Workspace<T>& ws, std::size_t l, ptrdiff_t o, ptrdiff_t rows,
-                       const GradientSink<T>& sink, T* scratch) const {
+    void bias_gradient(const Workspace<T>& ws, std::size_t l, ptrdiff_t o, ptrdiff_t rows, const GradientSink<T>& sink,
+                       T* scratch) const {
         const std::size_t at = this->layout_.layers[l].biases + static_cast<std::size_t>(o * P_);
         T* to = sink.update ? scratch : sink.gradient + at;
         this->k_.column_sums[v_](ws.delta[(l + 1) % 2] + o * ws.rows * P_, rows, to, sink.keep);

@@ -113,8 +113,7 @@ private:
     [[noreturn]] void serve(int worker) {
         int seen = 0;
         for (;;) {
-            for (int spin = 0; spin < kSpins && wake_.load(std::memory_order_acquire) == seen; ++spin)
-                pause_briefly();
+            for (int spin = 0; spin < kSpins && wake_.load(std::memory_order_acquire) == seen; ++spin) pause_briefly();
             wake_.wait(seen, std::memory_order_acquire);
             seen = wake_.load(std::memory_order_acquire);
             const uint64_t t = ticket_.load(std::memory_order_acquire);
@@ -163,7 +162,9 @@ int num_threads() {
     return chosen ? chosen : fallback;
 }
 
-void set_num_threads(int n) { chosen_threads.store(n, std::memory_order_relaxed); }
+void set_num_threads(int n) {
+    chosen_threads.store(n, std::memory_order_relaxed);
+}
 
 void run_tasks(int n, int max_threads, TaskFunction function, void* context) {
     the_pool().run(n, max_threads, function, context);

@@ -6,7 +6,6 @@
 
 namespace {
 
-
 struct Relu {
     static constexpr bool needs_z = false;
     template <class T>

@@ -45,11 +45,11 @@ struct Activation {
 // Operands of a loss, transposed: one row an output, one lane a sample.
 template <class T>
 struct LossBatch {
-    const T* z;           // [outputs][stride]: outputs before the link
-    const T* y;           // [outputs][stride], or [1][stride] class numbers
-    const T* weight;      // [lanes]; 0 in lanes beyond the last sample
-    T* delta;             // [outputs][stride]: scale * weight * dloss/dz; may be null
-    T* link;              // [outputs][stride]: predictions, only for `link`; may be z itself
+    const T* z;       // [outputs][stride]: outputs before the link
+    const T* y;       // [outputs][stride], or [1][stride] class numbers
+    const T* weight;  // [lanes]; 0 in lanes beyond the last sample
+    T* delta;         // [outputs][stride]: scale * weight * dloss/dz; may be null
+    T* link;          // [outputs][stride]: predictions, only for `link`; may be z itself
     ptrdiff_t outputs, lanes, stride;
     T scale;
     T option;
@@ -58,7 +58,7 @@ struct LossBatch {
 template <class T>
 struct Loss {
     const char* name;
-    bool takes_labels;      // y holds class numbers
+    bool takes_labels;  // y holds class numbers
     bool mean_over_outputs;
     double (*value)(const LossBatch<T>&) noexcept;  // sum of weight * loss; writes delta if not null
     void (*link)(const LossBatch<T>&) noexcept;     // null: predictions are the outputs themselves
@@ -67,8 +67,8 @@ struct Loss {
 template <class T>
 struct Hyper {
     T learning_rate, l2, momentum, nesterov, beta1, beta2, epsilon, weight_decay;
-    T step_size;         // learning rate / (1 - beta1^t)
-    T second_correction; // 1 / sqrt(1 - beta2^t)
+    T step_size;          // learning rate / (1 - beta1^t)
+    T second_correction;  // 1 / sqrt(1 - beta2^t)
 };
 
 // One slice of parameters with its gradient in `parts` buffers, part_stride apart, summed in order.

@@ -9,9 +9,17 @@ constexpr int kVectorBytes = 32;
 constexpr int kTileRows[3] = {0, 12, 6};
 constexpr int kSumTile = 3;
 
-inline __m256 fma(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
-inline __m256d fma(__m256d a, __m256d b, __m256d c) { return _mm256_fmadd_pd(a, b, c); }
-inline __m256 square_root(__m256 a) { return _mm256_sqrt_ps(a); }
-inline __m256d square_root(__m256d a) { return _mm256_sqrt_pd(a); }
+inline __m256 fma(__m256 a, __m256 b, __m256 c) {
+    return _mm256_fmadd_ps(a, b, c);
+}
+inline __m256d fma(__m256d a, __m256d b, __m256d c) {
+    return _mm256_fmadd_pd(a, b, c);
+}
+inline __m256 square_root(__m256 a) {
+    return _mm256_sqrt_ps(a);
+}
+inline __m256d square_root(__m256d a) {
+    return _mm256_sqrt_pd(a);
+}
 
 }  // namespace

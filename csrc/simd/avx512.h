@@ -9,9 +9,17 @@ constexpr int kVectorBytes = 64;
 constexpr int kTileRows[3] = {0, 14, 14};
 constexpr int kSumTile = 4;  // sums of a dot-product tile: 4 x 4 accumulators
 
-inline __m512 fma(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
-inline __m512d fma(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a, b, c); }
-inline __m512 square_root(__m512 a) { return _mm512_sqrt_ps(a); }
-inline __m512d square_root(__m512d a) { return _mm512_sqrt_pd(a); }
+inline __m512 fma(__m512 a, __m512 b, __m512 c) {
+    return _mm512_fmadd_ps(a, b, c);
+}
+inline __m512d fma(__m512d a, __m512d b, __m512d c) {
+    return _mm512_fmadd_pd(a, b, c);
+}
+inline __m512 square_root(__m512 a) {
+    return _mm512_sqrt_ps(a);
+}
+inline __m512d square_root(__m512d a) {
+    return _mm512_sqrt_pd(a);
+}
 
 }  // namespace

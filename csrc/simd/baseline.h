@@ -15,8 +15,12 @@ constexpr int kSumTile = 3;
 typedef float Float4 __attribute__((vector_size(kVectorBytes)));
 typedef double Double2 __attribute__((vector_size(kVectorBytes)));
 
-inline Float4 fma(Float4 a, Float4 b, Float4 c) { return a * b + c; }
-inline Double2 fma(Double2 a, Double2 b, Double2 c) { return a * b + c; }
+inline Float4 fma(Float4 a, Float4 b, Float4 c) {
+    return a * b + c;
+}
+inline Double2 fma(Double2 a, Double2 b, Double2 c) {
+    return a * b + c;
+}
 
 template <class V>
 inline V square_root_by_lane(V a) {
@@ -24,7 +28,11 @@ inline V square_root_by_lane(V a) {
     for (int i = 0; i < lanes; ++i) a[i] = sizeof(a[0]) == 4 ? __builtin_sqrtf(a[i]) : __builtin_sqrt(a[i]);
     return a;
 }
-inline Float4 square_root(Float4 a) { return square_root_by_lane(a); }
-inline Double2 square_root(Double2 a) { return square_root_by_lane(a); }
+inline Float4 square_root(Float4 a) {
+    return square_root_by_lane(a);
+}
+inline Double2 square_root(Double2 a) {
+    return square_root_by_lane(a);
+}
 
 }  // namespace
