@@ -1,0 +1,155 @@
+"""What is measured: networks, data and initial weights, the same for every contender."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Weights = list[tuple[Array, Array]]
+"""One (W, b) per layer, W of shape (n_in, n_out)."""
+
+SHUFFLE_SEED = 7
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+CHECK_STEPS = 20
+"""Steps of an agreement check, unless two epochs take more or the case says otherwise."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network, its data and how it is trained."""
+
+    name: str
+    widths: tuple[int, ...]
+    """Input, hidden layers, output."""
+    activation: str
+    """Of the hidden layers; the output layer is linear."""
+    loss: str
+    """``mse`` (mean over rows and outputs), ``binary_cross_entropy`` or ``cross_entropy`` (logits)."""
+    rows: int
+    batch: int
+    """Rows of a batch; a batch of all rows is not shuffled."""
+    learning_rate: float
+    optimizer: str = "adam"
+    dtype: str = "float32"
+
+    @property
+    def is_full_batch(self) -> bool:
+        """Whether a step sees every row, in order."""
+        return self.batch >= self.rows
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch, the last one perhaps smaller."""
+        return math.ceil(self.rows / self.batch)
+
+    @property
+    def layers(self) -> tuple[tuple[int, int], ...]:
+        """(n_in, n_out) of every layer."""
+        return tuple(zip(self.widths[:-1], self.widths[1:], strict=True))
+
+    @property
+    def parameter_count(self) -> int:
+        """Weights and biases."""
+        return sum((n_in + 1) * n_out for n_in, n_out in self.layers)
+
+    @property
+    def flops_per_row(self) -> int:
+        """Algorithmic operations of a step per row, matrix products alone.
+
+        A multiplication and an addition count as two. The forward product and dW cost 2 I O each, and so
+        does dX, which the first layer does not need.
+        """
+        forward = sum(2 * n_in * n_out for n_in, n_out in self.layers)
+        first = 2 * self.widths[0] * self.widths[1]
+        return 3 * forward - first
+
+    @property
+    def flops_per_step(self) -> float:
+        """`flops_per_row` times the mean number of rows of a batch."""
+        return self.flops_per_row * self.rows / self.steps_per_epoch
+
+    @property
+    def check_epochs(self) -> int:
+        """Epochs after which contenders must agree on the loss."""
+        return max(2, math.ceil(CHECK_STEPS / self.steps_per_epoch))
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain values; `from_json` reads them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Case:
+        """The case that `to_json` wrote."""
+        return cls(**{**values, "widths": tuple(values["widths"])})
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case("1-1", (1, 1), "identity", "mse", 100, 100, 0.05),
+        Case("2-4-1", (2, 4, 1), "tanh", "binary_cross_entropy", 100, 100, 0.02),
+        Case("4-32-16-4", (4, 32, 16, 4), "tanh", "mse", 10_000, 10_000, 0.01),
+        Case("17-64-64-6", (17, 64, 64, 6), "tanh", "mse", 6_400, 64, 1e-3),
+        Case("10-46-46-10", (10, 46, 46, 10), "relu", "mse", 12_800, 128, 1e-3),
+        Case("64-100-10", (64, 100, 10), "relu", "cross_entropy", 20_000, 200, 1e-3),
+        Case("54-256-256-256-7", (54, 256, 256, 256, 7), "relu", "cross_entropy", 25_600, 256, 3e-4),
+        Case("784-256-256-10", (784, 256, 256, 10), "relu", "cross_entropy", 12_800, 128, 3e-4),
+        Case("1024x4", (1024,) * 5, "relu", "mse", 1_280, 128, 3e-4),
+        Case("4096x3", (4096,) * 4, "relu", "mse", 1_024, 512, 1e-4),
+    )
+}
+"""Every case of the published comparison, by name, smallest first."""
+
+LARGE = ("1024x4", "4096x3")
+"""Cases that a quick run leaves out."""
+
+
+def _generator(case: Case, purpose: str) -> np.random.Generator:
+    return np.random.default_rng(zlib.crc32(f"{case.name} {purpose}".encode()))
+
+
+def make_data(case: Case) -> tuple[Array, Array]:
+    """Deterministic data that a linear map with noise explains, so that training lowers the loss.
+
+    Returns
+    -------
+    X
+        Standard normal inputs, (rows, n_in), in the dtype of the case.
+    y
+        int32 labels (rows,) for cross_entropy, else (rows, n_out) in the dtype of the case.
+    """
+    rng = _generator(case, "data")
+    n_in, n_out = case.widths[0], case.widths[-1]
+    X = rng.standard_normal((case.rows, n_in), dtype=np.float32)
+    A = rng.standard_normal((n_in, n_out), dtype=np.float32) / np.float32(math.sqrt(n_in))
+    signal = X @ A + np.float32(0.1) * rng.standard_normal((case.rows, n_out), dtype=np.float32)
+    if case.loss == "cross_entropy":
+        return X.astype(case.dtype), np.argmax(signal, axis=1).astype(np.int32)
+    y = signal > 0 if case.loss == "binary_cross_entropy" else signal
+    return X.astype(case.dtype), y.astype(case.dtype)
+
+
+def make_weights(case: Case) -> Weights:
+    """Deterministic initial weights, uniform with variance 1 / n_in, and zero biases."""
+    rng = _generator(case, "weights")
+    weights = []
+    for n_in, n_out in case.layers:
+        limit = math.sqrt(3 / n_in)
+        W = (rng.random((n_in, n_out), dtype=np.float32) * 2 - 1) * np.float32(limit)
+        weights.append((W.astype(case.dtype), np.zeros(n_out, case.dtype)))
+    return weights
+
+
+def make_orders(case: Case, epochs: int) -> Array | None:
+    """The orders in which gradstep visits the rows, int64 (epochs, rows); None for a full batch."""
+    if case.is_full_batch:
+        return None
+    from gradstep.random import permutation
+
+    return np.stack([permutation(case.rows, SHUFFLE_SEED, epoch) for epoch in range(epochs)])

@@ -1,0 +1,77 @@
+"""gradstep through `Network.fit`, the path that users take, on one of its backends."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+
+from cases import SHUFFLE_SEED, Array, Case, Weights
+from contenders.base import Contender, Session
+
+
+class GradstepSession(Session):
+    """A network of one case."""
+
+    def __init__(
+        self, case: Case, data: tuple[Array, Array], weights: Weights, backend: str, threads: int
+    ) -> None:
+        import gradstep
+
+        gradstep.set_num_threads(threads)
+        self.gradstep = gradstep
+        self.case, self.weights, self.backend = case, weights, backend
+        self.X, self.y = data
+        self.reset()
+
+    def reset(self) -> None:
+        """Build a new network with the initial weights."""
+        gs, case = self.gradstep, self.case
+        hidden = [gs.Dense(n_out, case.activation) for _, n_out in case.layers[:-1]]
+        self.network = gs.Network(
+            [gs.Input(case.widths[0]), *hidden, gs.Dense(case.widths[-1])],
+            loss=case.loss,
+            optimizer=gs.Adam(case.learning_rate),
+            seed=SHUFFLE_SEED,
+            backend=self.backend,
+            dtype=case.dtype,
+        )
+        names = self.network.parameters()
+        arrays = [array for pair in self.weights for array in pair]
+        self.network.set_parameters(dict(zip(names, arrays, strict=True)))
+
+    def run(self, epochs: int, orders: Array | None = None) -> float:
+        """Call `Network.fit`, which shuffles by itself; given orders must be those of its seed."""
+        history = self.network.fit(self.X, self.y, epochs=epochs, batch_size=self.case.batch, verbose=0)
+        return float(np.asarray(history["loss"])[-1])
+
+
+class GradstepFit(Contender):
+    """One backend."""
+
+    is_peer = False
+
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+        self.name = f"gradstep-{backend}"
+        self.packages = ("numba", "numpy") if backend == "numba" else ("numpy",)
+
+    def available(self) -> str | None:
+        """Ask the backend itself."""
+        try:
+            importlib.import_module("gradstep.network")
+            importlib.import_module(f"gradstep.backends.{self.backend}")
+        except ImportError as error:
+            return str(error)
+        return None
+
+    def versions(self) -> dict[str, str]:
+        """The package's own version, and what its backend says about itself."""
+        import gradstep
+
+        backend = importlib.import_module(f"gradstep.backends.{self.backend}").BACKEND
+        return {"gradstep": gradstep.__version__, **super().versions(), **backend.describe()}
+
+    def prepare(self, case: Case, data: tuple[Array, Array], weights: Weights, threads: int) -> Session:
+        """Build a network."""
+        return GradstepSession(case, data, weights, self.backend, threads)
