@@ -36,7 +36,7 @@ Engine<T>::Engine(const Plan& plan, const KernelTable& table)
     if (fits_cache<T>(plan))
         chunked_ = std::make_unique<ChunkedGradient<T>>(*net_);
     else
-        layered_ = std::make_unique<LayeredStep<T>>(static_cast<const PanelNet<T>&>(*net_));
+        layered_ = std::make_unique<LayeredStep<T>>(dynamic_cast<const PanelNet<T>&>(*net_));
 }
 
 template <class T>
