@@ -7,7 +7,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -278,3 +278,13 @@ def _flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise an OSError now if `replace_atomically` could not write there later."""
+    with suppress(_NotToBeWritten), replace_atomically(path):
+        raise _NotToBeWritten
+
+
+class _NotToBeWritten(Exception):  # noqa: N818
+    """Ends a rehearsal of writing."""

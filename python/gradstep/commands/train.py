@@ -1,0 +1,281 @@
+"""``gradstep train``: from a data set to a saved model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from gradstep import backends, io
+from gradstep.callbacks import EarlyStopping
+from gradstep.commands.output import say_facts
+from gradstep.commands.problem import Choices, Problem, make_problem
+from gradstep.data import BUNDLED, DataSet, read_data
+from gradstep.history import History
+from gradstep.layers import Dense
+from gradstep.names import check_name
+from gradstep.network import Network
+from gradstep.optimizers import OPTIMIZER_CLASSES, Optimizer
+
+LEARNING_RATES = {"gradient_descent": 0.1, "sgd": 0.05, "adam": 0.002, "adamw": 0.002}
+"""Good starts for networks and batches of the default size."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the user may decide about the network and its training."""
+
+    hidden: str
+    activation: str
+    optimizer: str
+    learning_rate: float | None
+    l2: float
+    epochs: int
+    batch_size: int | None
+    patience: int
+    backend: str
+    dtype: str
+    seed: int
+
+    def layers(self, n_out: int) -> list[Dense]:
+        """Hidden layers and a linear output layer."""
+        return [*(Dense(width, self.activation) for width in _widths(self.hidden)), Dense(n_out)]
+
+    def make_optimizer(self) -> Optimizer:
+        """The optimizer, with the learning rate given or a usual one."""
+        name = check_name("optimizer", self.optimizer, OPTIMIZER_CLASSES)
+        rate = LEARNING_RATES[name] if self.learning_rate is None else self.learning_rate
+        return OPTIMIZER_CLASSES[name](learning_rate=rate)
+
+    def network(self, problem: Problem) -> Network:
+        """The network for a problem, untrained."""
+        is_regression = problem.task == "regression"
+        network = Network(
+            self.layers(problem.n_out),
+            loss="mse" if is_regression else "cross_entropy",
+            optimizer=self.make_optimizer(),
+            l2=self.l2,
+            preprocessing=problem.preprocessing,
+            target_preprocessing="standardize" if is_regression else "none",
+            seed=self.seed,
+            backend=self.backend,
+            dtype=self.dtype,
+        )
+        network.encoder = problem.encoder
+        network.classes = problem.classes
+        return network
+
+    def check(self) -> None:
+        """Raise for choices that fit no data at all, before any is read."""
+        Network(
+            self.layers(n_out=2),
+            optimizer=self.make_optimizer(),
+            l2=self.l2,
+            seed=self.seed,
+            backend=self.backend,
+            dtype=self.dtype,
+        )
+        for name, value, least in (("epochs", self.epochs, 1), ("patience", self.patience, 0)):
+            if value < least:
+                raise ValueError(f"--{name} must be at least {least}, got {value}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"--batch-size must be at least 1, got {self.batch_size}")
+
+
+def train(
+    data: Annotated[
+        str,
+        typer.Argument(help=f"A CSV (also .gz), TSV, Parquet or npz file, or one of {', '.join(BUNDLED)}."),
+    ],
+    target: Annotated[
+        str | None,
+        typer.Option(help="The column to predict.", show_default="none: needed for CSV and Parquet files"),
+    ] = None,
+    task: Annotated[
+        str, typer.Option(help="classification, regression, or auto: by the values of the target.")
+    ] = "auto",
+    hidden: Annotated[
+        str, typer.Option(help="Widths of the hidden layers, separated by commas, or none.")
+    ] = "256,256",
+    activation: Annotated[str, typer.Option(help="Activation of the hidden layers.")] = "relu",
+    optimizer: Annotated[
+        str, typer.Option(help=f"What updates the weights: {', '.join(OPTIMIZER_CLASSES)}.")
+    ] = "adam",
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Learning rate.",
+            show_default=", ".join(f"{rate:g} for {name}" for name, rate in LEARNING_RATES.items()),
+        ),
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Most passes over the training rows.")] = 100,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Rows of an update.",
+            show_default="32 to 256, by the number of rows; all of them for gradient_descent",
+        ),
+    ] = None,
+    l2: Annotated[float, typer.Option(help="Weight of the penalty l2 / 2 * sum of squared weights.")] = 0.0,
+    preprocessing: Annotated[
+        str,
+        typer.Option(
+            help="For arrays: standardize, minmax, none, or auto: minmax for whole numbers such as pixels, "
+            "else standardize. Tables are encoded column by column."
+        ),
+    ] = "auto",
+    max_categories: Annotated[
+        int, typer.Option(help="Most categories of one column of a table; rarer ones count as unknown.")
+    ] = 255,
+    validation_fraction: Annotated[
+        float, typer.Option(help="Share of the rows that decides when to stop.")
+    ] = 0.1,
+    test_fraction: Annotated[
+        float, typer.Option(help="Share of the rows that is kept for the final test.")
+    ] = 0.2,
+    patience: Annotated[
+        int,
+        typer.Option(
+            help="Stop after this many epochs without a better validation loss, and go back to the best "
+            "epoch; 0 never stops."
+        ),
+    ] = 10,
+    backend: Annotated[str, typer.Option(help="What computes: auto, cpp, numba or numpy.")] = "auto",
+    threads: Annotated[int, typer.Option(help="Threads to use; 0 is all of them.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    seed: Annotated[int, typer.Option(help="Decides the split, the first weights and the shuffling.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="The model file to write.", show_default="the name of DATA, .safetensors"
+        ),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+) -> None:
+    """Train a network on a data set, test it, and save it.
+
+    Ctrl-C ends the training early: the network so far is tested and saved.
+    """
+    choices = Choices(task, preprocessing, max_categories, validation_fraction, test_fraction, seed)
+    recipe = Recipe(hidden, activation, optimizer, lr, l2, epochs, batch_size, patience, backend, dtype, seed)
+    choices.check()
+    backends.set_num_threads(threads)
+    recipe.check()
+    path = out or Path(Path(data).name.split(".")[0] + ".safetensors")
+    io.check_writable(path)
+    data_set = read_data(data, target)
+    problem = make_problem(data_set, choices)
+    network = recipe.network(problem)
+    if not quiet:
+        say_facts(describe_problem(data_set, problem, network, recipe))
+    history = fit(network, problem, recipe, verbose=0 if quiet else 1)
+    result = {} if problem.test is None else network.evaluate(*problem.test)
+    description = {"data": data, "target": data_set.target_name, "task": problem.task, "test": result}
+    io.save(network, path, description=description)
+    if not quiet:
+        say_facts([*describe_training(network, problem, recipe, history, result), ("saved", str(path))])
+
+
+def fit(network: Network, problem: Problem, recipe: Recipe, verbose: int) -> History:
+    """Train until the epochs are over or the validation loss stops falling."""
+    stops = recipe.patience > 0 and problem.validation is not None
+    n = len(problem.train[0])
+    batch_size = recipe.batch_size
+    if batch_size is None and not network.optimizer.full_batch:
+        batch_size = default_batch_size(n)
+    return network.fit(
+        *problem.train,
+        epochs=recipe.epochs,
+        batch_size=batch_size,
+        validation_data=problem.validation,
+        callbacks=[EarlyStopping(patience=recipe.patience)] if stops else [],
+        verbose=verbose,
+    )
+
+
+def default_batch_size(n: int) -> int:
+    """The power of two just below a 128th of the rows, but 32 to 256, and at most all rows."""
+    exponent = min(max(int(math.log2(n / 128)), 5), 8)
+    return min(n, 1 << exponent)
+
+
+def describe_problem(
+    data: DataSet, problem: Problem, network: Network, recipe: Recipe
+) -> list[tuple[str, str]]:
+    """What will be learnt, from what, by what."""
+    columns = data.features.shape[1]
+    kind = "columns" if data.is_table else "features"
+    into = "" if problem.classes is None else f" into {len(problem.classes)} classes"
+    parts = {"training": problem.train, "validation": problem.validation, "test": problem.test}
+    split = ", ".join(f"{len(part[0]):,} {name}" for name, part in parts.items() if part is not None)
+    widths = [problem.train[0].shape[1], *(layer.units for layer in network.layers)]
+    parameters = sum((n_in + 1) * n_out for n_in, n_out in pairwise(widths))
+    return [
+        ("data", f"{data.name}: {len(data):,} rows, {columns} {kind}"),
+        ("task", f"{problem.task}{into} ({problem.reason})"),
+        ("rows", f"{split}{'' if data.test is None else ' (a part of its own)'}"),
+        ("inputs", _describe_inputs(problem)),
+        ("network", f"{' -> '.join(map(str, widths))}, {recipe.activation}, {parameters:,} parameters"),
+    ]
+
+
+def _describe_inputs(problem: Problem) -> str:
+    if problem.encoder is not None:
+        return f"{len(problem.encoder.columns)} columns encoded as {problem.encoder.n_features} features"
+    words = {"minmax": "scaled from 0 to 1", "standardize": "standardized", "none": "as they are"}
+    return words[problem.preprocessing]
+
+
+def describe_training(
+    network: Network, problem: Problem, recipe: Recipe, history: History, result: dict[str, float]
+) -> list[tuple[str, str]]:
+    """How well and how fast it went."""
+    facts = [("epochs", _describe_epochs(history, recipe))]
+    if problem.test is not None:
+        facts += _describe_test(problem, result)
+    details = backends.get(network.backend).describe()
+    instructions = details.get("instruction set") or details.get("BLAS") or ""
+    threads = backends.get(network.backend).get_num_threads()
+    return [
+        *facts,
+        ("time", f"{history.seconds:.2f} s"),
+        ("speed", f"{history.samples_per_second:,.0f} samples a second"),
+        ("backend", f"{network.backend}, {instructions}, {threads} thread{'s' if threads > 1 else ''}"),
+    ]
+
+
+def _describe_epochs(history: History, recipe: Recipe) -> str:
+    done = f"{len(history)} of {recipe.epochs}"
+    if history.interrupted:
+        done += ", interrupted"
+    if history.stopped == "callback":
+        done += f", stopped: no better validation loss for {recipe.patience} epochs"
+    if len(history) and recipe.patience > 0 and history.val_loss:
+        done += f"; kept epoch {int(np.nanargmin(history.val_loss)) + 1}"
+    return done
+
+
+def _describe_test(problem: Problem, result: dict[str, float]) -> list[tuple[str, str]]:
+    assert problem.test is not None
+    y = problem.test[1]
+    if problem.classes is None:
+        return [("test R2", f"{result['r2']:.4f}"), ("test RMSE", f"{result['rmse']:.6g}")]
+    counts = np.bincount(y, minlength=len(problem.classes))
+    always = f"always guessing {problem.classes[int(counts.argmax())]!r}: {counts.max() / len(y):.4f}"
+    return [("test accuracy", f"{result['accuracy']:.4f} ({always})")]
+
+
+def _widths(hidden: str) -> list[int]:
+    if hidden.strip().lower() in ("", "none", "0"):
+        return []
+    try:
+        return [int(width) for width in hidden.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--hidden must be widths separated by commas, such as 256,256, or none, got {hidden!r}"
+        ) from None
