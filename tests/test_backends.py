@@ -357,6 +357,8 @@ def test_trajectories_agree_for_every_activation(fast_backend, reference, activa
         ((3, 128, 5), 40, 33),
         ((200, 150, 130, 10), 140, 128),
         ((7, 1000, 3), 50, 25),
+        ((3, 4, 2), 9000, 9000),
+        ((2, 2500, 1), 700, 700),
         ((5, 1023, 1025, 2), 8, 3),
     ],
     ids=str,
@@ -396,6 +398,17 @@ def test_training_twice_gives_the_same_bits(backend, dtype):
     engines = [make_engine(backend, plan) for _ in range(2)]
     assert train(engines[0], data, 3).losses == train(engines[1], data, 3).losses
     _assert_same_state(*engines)
+
+
+def test_earlier_calls_do_not_change_the_bits(backend):
+    plan = make_plan((3, 4, 2), optimizer="adam")
+    data, many = make_data(plan, 5000), make_data(plan, 20000)
+    fresh, used = make_engine(backend, plan), make_engine(backend, plan)
+    used.evaluate(many.X, many.y, many.weight)
+    used.loss_and_gradients(many.X, many.y, None)
+    used.predict(many.X[:3], np.empty((3, 2), np.float32))
+    assert train(fresh, data, 2, batch_size=5000).losses == train(used, data, 2, batch_size=5000).losses
+    _assert_same_state(fresh, used)
 
 
 @pytest.mark.parametrize("optimizer", ["gradient_descent", "sgd"])

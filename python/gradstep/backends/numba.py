@@ -40,23 +40,31 @@ SLICE_SECONDS = 0.05
 """Time between two looks at Ctrl-C."""
 
 CACHE_ELEMENTS = 1 << 15
-"""Numbers per buffer in a chunk of rows of a narrow network, so that the chunk stays in the L2 cache."""
-NARROW_WIDTH = 64
-CHUNK_ELEMENTS = 1 << 20
-"""The same for wide networks, whose products want many rows."""
-CHUNK_ROWS = (64, 512, 4096)
-"""Fewest rows of a chunk in narrow and wide networks, and the most."""
+"""Numbers per buffer in a chunk of rows of a small network, so that the chunk stays in the L2 cache."""
+
+SMALL_WEIGHTS = 1 << 13
+"""Largest weight matrix of a small network."""
+
+SERIAL_PRODUCT = 1 << 18
+"""Multiplications up to which OpenBLAS takes one thread. Small networks stay below: two threads would gain
+little there, and lose much when another process wants the second core."""
+
+WIDE_ELEMENTS = 1 << 20
+"""Numbers per buffer in a chunk of a wide network, whose products want many rows."""
+
+FEWEST_WIDE_ROWS = 512
 
 
 def _chunk_rows(plan: Plan, rows: int) -> int:
-    """How many rows go through all layers together."""
-    widths = [plan.n_in, *(layer.n_out for layer in plan.layers)]
-    least_narrow, least_wide, most = CHUNK_ROWS
-    if max(widths) <= NARROW_WIDTH:
-        wanted = max(least_narrow, CACHE_ELEMENTS // sum(widths))
+    """How many of a batch's rows go through all layers together; even parts of the batch."""
+    features = plan.n_in + sum(layer.n_out for layer in plan.layers)
+    largest = max(layer.n_in * layer.n_out for layer in plan.layers)
+    if largest <= SMALL_WEIGHTS:
+        most = max(1, min(CACHE_ELEMENTS // features, SERIAL_PRODUCT // largest))
     else:
-        wanted = max(least_wide, CHUNK_ELEMENTS // sum(widths))
-    return min(rows, most, wanted)
+        most = max(FEWEST_WIDE_ROWS, WIDE_ELEMENTS // features)
+    chunks = -(-rows // most)
+    return -(-rows // chunks)
 
 
 def _read_only(array: Array) -> Array:
@@ -147,12 +155,15 @@ class NumbaEngine(Engine):
         return Data(*(_read_only(array) for array in (X, targets, labels, weight)))
 
     def _workspace(self, rows: int) -> Workspace:
-        """Buffers for a call on this many rows per batch; kept, and replaced when more are needed."""
+        """Buffers for a call on this many rows per batch; replaced only when larger ones are needed.
+
+        The size of a chunk depends on the batch alone, never on earlier calls: sums keep their order.
+        """
         rows = _chunk_rows(self.plan, rows)
-        if self._work is None or self._work.rows < rows:
+        if self._work is None or self._work.share.size < rows:
             self._work = None  # freed before the larger one is made
             self._work = _make_workspace(self.plan, rows)
-        return self._work
+        return self._work._replace(rows=rows)
 
     def predict(self, X: Array, out: Array) -> None:
         """Write the linked outputs of all rows into out."""

@@ -106,7 +106,7 @@ class Workspace(NamedTuple):
     """Buffers of one chunk of rows."""
 
     rows: int
-    """Capacity in rows."""
+    """Rows of a chunk, at most what the buffers hold."""
     inputs: Array
     """The gathered input, then every layer's output, one feature after the other, real."""
     slopes: Array
@@ -153,6 +153,8 @@ epoch, and whether a loss or parameter became non-finite."""
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 jit: Callable[..., Any] = numba.njit(**_OPTIONS)
+elementary: Callable[..., Any] = numba.njit(forceinline=True, **_OPTIONS)
+"""For functions of one number: a loop becomes vector code only if nothing in it is called."""
 
 
 def entry(function: Callable[..., Any]) -> Any:
@@ -176,7 +178,7 @@ _EXPONENT_BIAS = np.int64(1023)
 _LOWEST = -708.0  # exp is normal down to here
 
 
-@jit
+@elementary
 def _reduce(x: float) -> tuple[float, float]:
     """2^k and exp(r) - 1 for x = k ln 2 + r with abs(r) <= ln(2) / 2, by the Taylor series."""
     shifted = x * _LOG2_E + _ROUND
@@ -189,21 +191,21 @@ def _reduce(x: float) -> tuple[float, float]:
     return bits.view(np.float64), r + r * r * q
 
 
-@jit
+@elementary
 def exp_negative(x: float) -> float:
     """exp(x) for x <= 0, within 2 ULP of float64; 0 below -708."""
     scale, fraction = _reduce(x)
     return 0.0 if x < _LOWEST else scale + scale * fraction
 
 
-@jit
+@elementary
 def expm1_negative(x: float) -> float:
     """exp(x) - 1 for x <= 0, within 3 ULP of float64."""
     scale, fraction = _reduce(x)
     return -1.0 if x < -50.0 else scale * fraction + (scale - 1.0)
 
 
-@jit
+@elementary
 def log1p_unit(x: float) -> float:
     """log(1 + x) for 0 <= x <= 1, as 2 artanh(x / (2 + x)), within 3 ULP of float64."""
     s = x / (2.0 + x)
@@ -215,7 +217,7 @@ def log1p_unit(x: float) -> float:
     return 2.0 * s * (p * q + 1.0)
 
 
-@jit
+@elementary
 def sigmoid(x: float) -> float:
     """1 / (1 + exp(-x))."""
     e = exp_negative(-abs(x))
@@ -225,7 +227,7 @@ def sigmoid(x: float) -> float:
 _C = NORMAL_TAIL
 
 
-@jit
+@elementary
 def normal_distribution(x: float) -> tuple[float, float]:
     """Phi(x) and its density; the tail is that of `gradstep.backends.numpy.normal_tail`."""
     t = SMOOTH_TAIL if abs(x) > SMOOTH_TAIL else abs(x)
@@ -575,22 +577,27 @@ def gather_targets(data: Data, order: Order, start: int, B: int, y: Array, label
 
 
 @jit
-def weight_of(data: Data, order: Order, position: int) -> float:
-    """Sample weight of one row of the epoch's order."""
-    if data.weight.size == 0:
-        return 1.0
-    return float(data.weight[order.rows[position] if order.shuffled else position])
-
-
-@jit
 def batch_weight(data: Data, order: Order, start: int, stop: int) -> float:
     """Sum of the sample weights of a range of the epoch's order."""
     if data.weight.size == 0:
         return float(stop - start)
     total = 0.0
     for position in range(start, stop):
-        total += weight_of(data, order, position)
+        total += data.weight[order.rows[position] if order.shuffled else position]
     return total
+
+
+@jit
+def gather_shares(data: Data, order: Order, start: int, B: int, total_weight: float, share: Array) -> None:
+    """Write what each of the chunk's rows contributes to the batch's mean; 0 if all weights are 0."""
+    for r in range(B):
+        share[r] = 1.0
+    if data.weight.size > 0:
+        for r in range(B):
+            share[r] = data.weight[order.rows[start + r] if order.shuffled else start + r]
+    factor = 1.0 / total_weight if total_weight > 0.0 else 0.0
+    for r in range(B):
+        share[r] *= factor
 
 
 @jit
@@ -685,9 +692,7 @@ def gradient_of_batch(
         g = rows_of(work.delta, work, 0, n_out, B)
         gather(model, data, order, chunk, B, x)
         gather_targets(data, order, chunk, B, y, work.labels)
-        for r in range(B):
-            weight = weight_of(data, order, chunk + r)
-            work.share[r] = weight / total_weight if total_weight > 0.0 else 0.0
+        gather_shares(data, order, chunk, B, total_weight, work.share)
         p = forward(model, work, B)
         loss += loss_and_delta(model, work, p, y, work.labels, g)
         backward(model, work, B, chunk == start, dX.size > 0)
@@ -925,9 +930,7 @@ def evaluate(model: Model, data: Data, work: Workspace, order: Order, out: Array
         if compared:
             y = rows_of(work.delta_below, work, 0, n_out, B)
             gather_targets(data, order, chunk, B, y, work.labels)
-            for r in range(B):
-                weight = weight_of(data, order, chunk + r)
-                work.share[r] = weight / total_weight if total_weight > 0.0 else 0.0
+            gather_shares(data, order, chunk, B, total_weight, work.share)
             loss += loss_and_delta(model, work, p, y, work.labels, g)
         if out.size > 0:
             _write_linked(model, work, p, g, out[chunk : chunk + B])
