@@ -70,6 +70,12 @@ def test_entries_limits_what_is_compared():
     assert "in 4 entries" in repr(report)
 
 
+def test_a_kink_within_one_step_is_no_disagreement():
+    near = gs.Dense(1, "relu", initializer=[[1e-6]])
+    net = gs.Network([near], dtype="float64", backend="numpy")
+    assert gs.check_gradients(net, [[1.0]], [[1.0]])
+
+
 def test_flat_losses_agree():
     """All differences are noise where every gradient is zero."""
     net = gs.Network([gs.Dense(1)], backend="numpy")

@@ -18,7 +18,7 @@ LAYERS = (
     {"backends"},
     {"initializers", "layers", "losses", "optimizers", "preprocessing"},
     {"history", "progress", "metrics", "tracing", "callbacks"},
-    {"training"},
+    {"specification", "training"},
     {"network"},
     {"gradients", "info", "tables", "data"},
     {"io"},

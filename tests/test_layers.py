@@ -102,6 +102,10 @@ def test_default_initializer_follows_the_activation():
     np.testing.assert_array_equal(relu, initial_weights("he_uniform", 7, 0, 5, 4).astype(np.float32))
 
 
+def test_biases_start_at_zero():
+    assert not gs.Network([gs.Input(5), gs.Dense(4, "relu")]).parameters()["dense_0.b"].any()
+
+
 def test_given_arrays_become_the_parameters():
     weights, bias = [[1.0, 2.0]], [3.0, 4.0]
     net = gs.Network([gs.Input(1), gs.Dense(2, initializer=weights, bias_initializer=bias)])

@@ -160,6 +160,23 @@ def test_the_short_way_of_step_refuses_labels_out_of_range(label):
         network.step(X, np.array([0, 0, 0, label], np.int32))
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_the_short_ways_refuse_what_is_not_finite(wrong):
+    """Arrays that need no conversion skip most of the checks, but not this one."""
+    network = gs.Network([gs.Input(3), gs.Dense(1)])
+    y = np.ones((4, 1), np.float32)
+    network.step(X, y)
+    before = _state(network)
+    bad_X, bad_y = _with((1, 2), wrong), _with((2, 0), wrong, y)
+    with pytest.raises(ValueError, match=r"X must be finite, but X\[1, 2\]"):
+        network.step(bad_X, y)
+    with pytest.raises(ValueError, match=r"y must be finite, but y\[2, 0\]"):
+        network.step(X, bad_y)
+    with pytest.raises(ValueError, match=r"X must be finite, but X\[1, 2\]"):
+        network.predict(bad_X)
+    assert _state(network) == before
+
+
 def test_probabilities_out_of_range_are_one_sentence():
     network = gs.Network([gs.Input(3), gs.Dense(2)], loss="binary_cross_entropy")
     y = np.zeros((4, 2), np.float32)

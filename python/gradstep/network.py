@@ -15,18 +15,13 @@ from gradstep.backends.base import Array, Engine, Parameters, Plan
 from gradstep.backends.numpy import trace as reference_trace
 from gradstep.callbacks import Callback
 from gradstep.history import History
-from gradstep.initializers import Given, default_initializer, given_values, initial_weights
-from gradstep.layers import Dense, Input, Layer, check_layers, dense_plans, layer_from_config
-from gradstep.losses import Loss, as_loss
+from gradstep.layers import Input, Layer
+from gradstep.losses import Loss
 from gradstep.metrics import metrics
 from gradstep.names import check_name
-from gradstep.optimizers import Optimizer, as_optimizer, optimizer_from_config
-from gradstep.preprocessing import (
-    TARGET_PREPROCESSING,
-    Transform,
-    check_preprocessing,
-    fit_transform,
-)
+from gradstep.optimizers import Optimizer
+from gradstep.preprocessing import Transform, fit_transform
+from gradstep.specification import Specification, arguments_from_config
 from gradstep.tracing import Trace
 from gradstep.training import DivergenceError, Job, Rows, train
 from gradstep.validation import (
@@ -37,12 +32,9 @@ from gradstep.validation import (
     check_flag,
     check_inputs,
     check_integer,
-    check_real,
     check_weight,
     numeric_array,
 )
-
-DTYPES = ("float32", "float64")
 
 SMALL_BATCH = 256
 """Rows up to which labels are quicker checked as Python integers than by numpy."""
@@ -114,20 +106,18 @@ class Network:
         backend: str = "auto",
         dtype: str = "float32",
     ) -> None:
-        self._layers = check_layers(layers)
-        self._loss = as_loss(loss)
-        self._optimizer = as_optimizer(optimizer)
-        self._l2 = check_real("l2", l2, minimum=0.0)
-        self._preprocessing = check_preprocessing(preprocessing)
-        self._target_preprocessing = check_name(
-            "target_preprocessing", target_preprocessing, TARGET_PREPROCESSING
+        self._specification = Specification.checked(
+            layers=layers,
+            loss=loss,
+            optimizer=optimizer,
+            l2=l2,
+            preprocessing=preprocessing,
+            target_preprocessing=target_preprocessing,
+            seed=seed,
+            dtype=dtype,
         )
-        self._seed = check_integer("seed", seed, minimum=0, maximum=2**64 - 1)
         self._backend_choice = backend
         self._backend = backends.get(backend)
-        self._dtype_name = check_name("dtype", _dtype_name(dtype), DTYPES)
-        self._dtype = np.dtype(self._dtype_name)
-        self._check_combination()
 
         self.history: History | None = None
         self.epochs_trained = 0
@@ -137,28 +127,9 @@ class Network:
         self._plan: Plan | None = None
         self._input_transform: Transform | None = None
         self._target_transform: Transform | None = None
-        self._update_caches()
-        if isinstance(self._layers[0], Input):
-            self._plan = self._make_plan(self._layers[0].units)
-
-    def _check_combination(self) -> None:
-        last = self._layers[-1]
-        assert isinstance(last, Dense)
-        if self._loss.is_classification and last.activation != "identity":
-            raise ValueError(
-                f"the last layer must have activation 'identity' for the loss {self._loss.name!r}, which "
-                f"takes logits (predict applies the link itself), got {last.activation!r}"
-            )
-        if self._loss.target_kind == "labels" and last.units < 2:
-            raise ValueError(
-                f"the last layer must have one unit per class, at least 2, for {self._loss.name!r}, got "
-                f"{last.units}; use 'binary_cross_entropy' for a single output"
-            )
-        if self._loss.is_classification and self._target_preprocessing != "none":
-            raise ValueError(
-                f"target_preprocessing must be 'none' for the loss {self._loss.name!r}, "
-                f"got {self._target_preprocessing!r}"
-            )
+        if isinstance(self.layers[0], Input):
+            self._plan = self._specification.plan(self.layers[0].units)
+        self._refresh()
 
     # ----------------------------------------------------------------------------------------------
     # What it is made of.
@@ -166,36 +137,37 @@ class Network:
     @property
     def layers(self) -> tuple[Layer, ...]:
         """The layers, as given."""
-        return self._layers
+        return self._specification.layers
 
     @property
     def loss(self) -> Loss:
         """The loss."""
-        return self._loss
+        return self._specification.loss
 
     @property
     def optimizer(self) -> Optimizer:
         """The optimizer with its present learning rate."""
-        return self._optimizer
+        return self._specification.optimizer
 
     @property
     def learning_rate(self) -> float:
         """The optimizer's learning rate; may be set between and during calls of `fit`."""
-        return self._optimizer.learning_rate
+        return self._specification.optimizer.learning_rate
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
-        self._optimizer = replace(self._optimizer, learning_rate=value)
+        optimizer = replace(self.optimizer, learning_rate=value)
+        self._specification = replace(self._specification, optimizer=optimizer)
 
     @property
     def seed(self) -> int:
         """Determines initial weights and shuffling."""
-        return self._seed
+        return self._specification.seed
 
     @property
     def dtype(self) -> str:
         """Name of the type of parameters and computation."""
-        return self._dtype_name
+        return self._specification.dtype
 
     @property
     def backend(self) -> str:
@@ -210,7 +182,7 @@ class Network:
     @property
     def n_out(self) -> int:
         """Number of outputs."""
-        return self._layers[-1].units
+        return self._specification.n_out
 
     @property
     def plan(self) -> Plan:
@@ -229,25 +201,10 @@ class Network:
 
     def __repr__(self) -> str:
         head = (
-            f"Network: loss {self._loss.name}, {self._optimizer!r}, preprocessing {self._preprocessing}, "
-            f"{self.dtype}, backend {self.backend}"
+            f"Network: loss {self.loss.name}, {self.optimizer!r}, "
+            f"preprocessing {self._specification.preprocessing}, {self.dtype}, backend {self.backend}"
         )
-        rows = [("layer", "activation", "shape", "parameters")]
-        total: int | None = 0
-        n_in = self.n_in
-        for i, layer in enumerate(layer for layer in self._layers if isinstance(layer, Dense)):
-            count = None if n_in is None else (n_in + 1) * layer.units
-            total = None if total is None or count is None else total + count
-            shape = f"{'?' if n_in is None else n_in} -> {layer.units}"
-            rows.append((f"dense_{i}", layer.activation, shape, _count(count)))
-            n_in = layer.units
-        rows.append(("total", "", "", _count(total)))
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) + f"  {row[3]:>12}"
-            for row in rows
-        ]
-        return "\n".join([head, *(f"  {line}" for line in lines)])
+        return "\n".join([head, *(f"  {line}" for line in self._specification.table(self.n_in).splitlines())])
 
     # ----------------------------------------------------------------------------------------------
     # Description, for files, copies and pickles.
@@ -256,14 +213,11 @@ class Network:
     def config(self) -> dict[str, Any]:
         """Everything but parameters, optimizer state and encoder, as plain JSON values."""
         return {
-            "layers": [layer.to_config() for layer in self._layers],
-            "loss": self._loss.to_config(),
-            "optimizer": self._optimizer.to_config(),
-            "l2": self._l2,
-            "preprocessing": _transform_config(self._preprocessing, self._input_transform),
-            "target_preprocessing": _transform_config(self._target_preprocessing, self._target_transform),
-            "seed": self._seed,
-            "dtype": self.dtype,
+            **self._specification.to_config(),
+            "preprocessing": _transform_config(self._specification.preprocessing, self._input_transform),
+            "target_preprocessing": _transform_config(
+                self._specification.target_preprocessing, self._target_transform
+            ),
             "n_in": self.n_in,
             "classes": self.classes,
             "epochs_trained": self.epochs_trained,
@@ -291,17 +245,7 @@ class Network:
             If the mapping does not describe a network.
         """
         try:
-            network = cls(
-                [layer_from_config(layer) for layer in config["layers"]],
-                loss=Loss(**config["loss"]),
-                optimizer=optimizer_from_config(config["optimizer"]),
-                l2=config["l2"],
-                preprocessing=config["preprocessing"]["mode"],
-                target_preprocessing=config["target_preprocessing"]["mode"],
-                seed=config["seed"],
-                backend=backend,
-                dtype=config["dtype"],
-            )
+            network = cls(**arguments_from_config(config), backend=backend)
             network._restore(config)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"config does not describe a network: {error!r}") from error
@@ -310,7 +254,7 @@ class Network:
     def _restore(self, config: Mapping[str, Any]) -> None:
         n_in = config["n_in"]
         if n_in is not None:
-            self._plan = self._make_plan(check_integer("n_in", n_in, minimum=1))
+            self._plan = self._specification.plan(check_integer("n_in", n_in, minimum=1))
         self._input_transform = _transform_from_config(config["preprocessing"], n_in)
         self._target_transform = _transform_from_config(config["target_preprocessing"], self.n_out)
         self.classes = None if config["classes"] is None else [str(name) for name in config["classes"]]
@@ -352,7 +296,7 @@ class Network:
         self.__dict__.update(state)
         self._backend = backends.get(self._backend_choice)
         self._engine = None
-        self._update_caches()
+        self._refresh()
         if parameters is not None:
             self.set_parameters(parameters)
             self.set_optimizer_state(optimizer_state)
@@ -360,38 +304,11 @@ class Network:
     # ----------------------------------------------------------------------------------------------
     # The engine.
 
-    def _make_plan(self, n_in: int) -> Plan:
-        return Plan(
-            layers=dense_plans(self._layers, n_in),
-            loss=self._loss.name,
-            optimizer=self._optimizer.name,
-            loss_options=self._loss.options,
-            optimizer_options=self._optimizer.options,
-            l2=self._l2,
-            dtype=self.dtype,
-        )
-
-    def _initial_parameters(self, plan: Plan) -> Parameters:
-        parameters: Parameters = {}
-        dense = [layer for layer in self._layers if isinstance(layer, Dense)]
-        for index, (layer, planned) in enumerate(zip(dense, plan.layers, strict=True)):
-            initializer = layer.initializer
-            if not isinstance(initializer, str | Given):
-                initializer = default_initializer(layer.activation)
-            weights = initial_weights(initializer, self._seed, index, planned.n_in, planned.n_out)
-            biases = np.zeros(planned.n_out)
-            if isinstance(layer.bias_initializer, Given):
-                argument = f"bias_initializer of {planned.name}"
-                biases = given_values(layer.bias_initializer, (planned.n_out,), argument)
-            parameters[f"{planned.name}.W"] = weights.astype(self._dtype)
-            parameters[f"{planned.name}.b"] = biases.astype(self._dtype)
-        return parameters
-
     def _built(self) -> Engine:
         """The engine, made with initial parameters if there is none yet."""
         if self._engine is None:
             plan = self.plan
-            self._start_engine(plan, self._initial_parameters(plan))
+            self._start_engine(plan, self._specification.initial_parameters(plan))
         assert self._engine is not None
         return self._engine
 
@@ -399,7 +316,7 @@ class Network:
         engine = self._backend.make_engine(plan)
         engine.set_parameters(parameters)
         self._plan, self._engine = plan, engine
-        self._update_caches()
+        self._refresh()
 
     def _ready(self) -> Engine:
         """The engine of a network that knows its preprocessing."""
@@ -409,22 +326,22 @@ class Network:
     def _require_statistics(self) -> None:
         if not self._is_prepared():
             raise ValueError(
-                "the preprocessing has no statistics yet: call fit, or prepare(X, y) with the training rows"
+                "the preprocessing has no statistics yet: call fit, or prepare(X, y) with training rows"
             )
 
     def _is_prepared(self) -> bool:
-        return (self._preprocessing == "none" or self._input_transform is not None) and (
-            self._target_preprocessing == "none" or self._target_transform is not None
+        return (self._specification.preprocessing == "none" or self._input_transform is not None) and (
+            self._specification.target_preprocessing == "none" or self._target_transform is not None
         )
 
-    def _update_caches(self) -> None:
-        """What `predict` and `step` need to know to take their short way."""
+    def _refresh(self) -> None:
+        """Tell the engine its input transform, and keep what the short ways of `predict` and `step` need."""
+        self._dtype = np.dtype(self.dtype)
         self._fast_engine = self._engine if self._engine is not None and self._is_prepared() else None
         self._fast_n_in = -1 if self._plan is None else self._plan.n_in
         self._fast_n_out = self.n_out
-        labels = range(self.n_out if self._loss.target_kind == "labels" else 0)
-        self._fast_labels = frozenset(labels)
-        self._fast_step = self._target_transform is None and self._loss.target_kind != "probabilities"
+        self._fast_labels = frozenset(range(self.n_out if self.loss.target_kind == "labels" else 0))
+        self._fast_step = self._target_transform is None and self.loss.target_kind != "probabilities"
         if self._engine is not None:
             transform = self._input_transform
             if transform is None:
@@ -452,7 +369,11 @@ class Network:
             If X or y is not as `fit` needs it.
         """
         X = self._check_inputs(X)
-        if y is None and self._target_preprocessing != "none" and self._target_transform is None:
+        if (
+            y is None
+            and self._specification.target_preprocessing != "none"
+            and self._target_transform is None
+        ):
             raise ValueError("y is needed to standardize targets")
         self._prepare(X, None if y is None else self._check_y(y, len(X)))
 
@@ -462,14 +383,14 @@ class Network:
             return self._engine
         input_transform, target_transform = self._input_transform, self._target_transform
         if input_transform is None:
-            input_transform = fit_transform(self._preprocessing, X)
+            input_transform = fit_transform(self._specification.preprocessing, X)
         if target_transform is None and y is not None:
-            target_transform = fit_transform(self._target_preprocessing, y)
+            target_transform = fit_transform(self._specification.target_preprocessing, y)
         if self._engine is None:
-            plan = self._make_plan(X.shape[1]) if self._plan is None else self._plan
-            self._start_engine(plan, self._initial_parameters(plan))
+            plan = self._specification.plan(X.shape[1]) if self._plan is None else self._plan
+            self._start_engine(plan, self._specification.initial_parameters(plan))
         self._input_transform, self._target_transform = input_transform, target_transform
-        self._update_caches()
+        self._refresh()
         return self._built()
 
     # ----------------------------------------------------------------------------------------------
@@ -481,7 +402,7 @@ class Network:
         return check_inputs(X, self.dtype, self.n_in if n_in is None else n_in, argument)
 
     def _check_y(self, y: Any, n: int, argument: str = "y") -> Array:
-        return TARGET_CHECKS[self._loss.target_kind](y, self.dtype, n, self.n_out, argument)
+        return TARGET_CHECKS[self.loss.target_kind](y, self.dtype, n, self.n_out, argument)
 
     def _check_rows(self, X: Any, y: Any, sample_weight: Any) -> Rows:
         X = self._check_inputs(X)
@@ -561,7 +482,7 @@ class Network:
         n, n_in = rows.X.shape
         validation = self._check_validation(validation_data, n_in)
         epochs = check_integer("epochs", epochs, minimum=1)
-        batch_size = check_batch_size(batch_size, n, self._optimizer.default_batch_size(n))
+        batch_size = check_batch_size(batch_size, n, self.optimizer.default_batch_size(n))
         shuffle = check_flag("shuffle", shuffle)
         callbacks = _check_callbacks(callbacks)
         verbose = check_integer("verbose", int(verbose) if isinstance(verbose, bool) else verbose, minimum=0)
@@ -641,7 +562,7 @@ class Network:
         loss = engine.evaluate(rows.X, self._network_units(rows).y, rows.weight, out)
         if self._target_transform is not None:
             out = self._target_transform.invert(out)
-        return {"loss": loss, **metrics(self._loss.target_kind, out, rows.y, rows.weight)}
+        return {"loss": loss, **metrics(self.loss.target_kind, out, rows.y, rows.weight)}
 
     def step(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """One forward pass, backward pass and update on all rows given.
@@ -677,10 +598,10 @@ class Network:
             and all_finite(X)
             and self._is_target(y, X.shape[0])
         ):
-            loss = engine.step(X, y, None, self._optimizer.learning_rate)
+            loss = engine.step(X, y, None, self._specification.optimizer.learning_rate)
         else:
             engine, rows = self._checked(X, y, sample_weight)
-            loss = engine.step(rows.X, rows.y, rows.weight, self._optimizer.learning_rate)
+            loss = engine.step(rows.X, rows.y, rows.weight, self.learning_rate)
         if not math.isfinite(loss):
             raise DivergenceError(
                 f"the loss of this step is {loss}: try a learning rate smaller than {self.learning_rate:g}"
@@ -840,17 +761,8 @@ class Network:
         engine.set_optimizer_state({**checked, "step": np.array(step, np.int64)})
 
 
-_CACHES = ("_fast_engine", "_fast_n_in", "_fast_n_out", "_fast_labels", "_fast_step")
+_CACHES = ("_dtype", "_fast_engine", "_fast_n_in", "_fast_n_out", "_fast_labels", "_fast_step")
 _INT32 = np.dtype(np.int32)
-
-
-def _dtype_name(dtype: Any) -> Any:
-    """The name of a numpy dtype given as an object."""
-    return dtype if isinstance(dtype, str) else getattr(dtype, "name", getattr(dtype, "__name__", dtype))
-
-
-def _count(parameters: int | None) -> str:
-    return "?" if parameters is None else f"{parameters:,}"
 
 
 def _check_callbacks(callbacks: Any) -> tuple[Callback, ...]:

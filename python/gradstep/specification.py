@@ -1,0 +1,173 @@
+"""What a network is before it has seen data: layers, loss, optimizer and settings, checked together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradstep.backends.base import Parameters, Plan
+from gradstep.initializers import Given, default_initializer, given_values, initial_weights
+from gradstep.layers import Dense, Layer, check_layers, dense_plans, layer_from_config
+from gradstep.losses import Loss, as_loss
+from gradstep.names import check_name
+from gradstep.optimizers import Optimizer, as_optimizer, optimizer_from_config
+from gradstep.preprocessing import TARGET_PREPROCESSING, check_preprocessing
+from gradstep.validation import check_integer, check_real
+
+DTYPES = ("float32", "float64")
+
+
+@dataclass(frozen=True)
+class Specification:
+    """The arguments of `Network` but the backend; see there."""
+
+    layers: tuple[Layer, ...]
+    loss: Loss
+    optimizer: Optimizer
+    l2: float
+    preprocessing: str
+    target_preprocessing: str
+    seed: int
+    dtype: str
+
+    @classmethod
+    def checked(
+        cls,
+        *,
+        layers: object,
+        loss: object,
+        optimizer: object,
+        l2: object,
+        preprocessing: object,
+        target_preprocessing: object,
+        seed: object,
+        dtype: object,
+    ) -> Specification:
+        """The specification of these arguments, or a TypeError or ValueError in one sentence."""
+        specification = cls(
+            layers=check_layers(layers),
+            loss=as_loss(loss),
+            optimizer=as_optimizer(optimizer),
+            l2=check_real("l2", l2, minimum=0.0),
+            preprocessing=check_preprocessing(preprocessing),
+            target_preprocessing=check_name(
+                "target_preprocessing", target_preprocessing, TARGET_PREPROCESSING
+            ),
+            seed=check_integer("seed", seed, minimum=0, maximum=2**64 - 1),
+            dtype=check_name("dtype", _dtype_name(dtype), DTYPES),
+        )
+        specification._check_classification()
+        return specification
+
+    def _check_classification(self) -> None:
+        if not self.loss.is_classification:
+            return
+        last, loss = self.dense_layers[-1], self.loss.name
+        if last.activation != "identity":
+            raise ValueError(
+                f"the last layer must have activation 'identity' for the loss {loss!r}, which takes logits "
+                f"(predict applies the link itself), got {last.activation!r}"
+            )
+        if self.loss.target_kind == "labels" and last.units < 2:
+            raise ValueError(
+                f"the last layer must have one unit per class, at least 2, for {loss!r}, got {last.units}; "
+                "use 'binary_cross_entropy' for a single output"
+            )
+        if self.target_preprocessing != "none":
+            raise ValueError(
+                f"target_preprocessing must be 'none' for the loss {loss!r}, "
+                f"got {self.target_preprocessing!r}"
+            )
+
+    @property
+    def dense_layers(self) -> tuple[Dense, ...]:
+        """The layers with parameters."""
+        return tuple(layer for layer in self.layers if isinstance(layer, Dense))
+
+    @property
+    def n_out(self) -> int:
+        """Number of outputs."""
+        return self.layers[-1].units
+
+    def plan(self, n_in: int) -> Plan:
+        """What a backend needs to know for inputs of n_in columns."""
+        return Plan(
+            layers=dense_plans(self.layers, n_in),
+            loss=self.loss.name,
+            optimizer=self.optimizer.name,
+            loss_options=self.loss.options,
+            optimizer_options=self.optimizer.options,
+            l2=self.l2,
+            dtype=self.dtype,
+        )
+
+    def initial_parameters(self, plan: Plan) -> Parameters:
+        """Weights and biases before training, the same for every backend."""
+        parameters: Parameters = {}
+        for index, (layer, planned) in enumerate(zip(self.dense_layers, plan.layers, strict=True)):
+            initializer = layer.initializer
+            if not isinstance(initializer, str | Given):
+                initializer = default_initializer(layer.activation)
+            weights = initial_weights(initializer, self.seed, index, planned.n_in, planned.n_out)
+            biases = np.zeros(planned.n_out)
+            if isinstance(layer.bias_initializer, Given):
+                argument = f"bias_initializer of {planned.name}"
+                biases = given_values(layer.bias_initializer, (planned.n_out,), argument)
+            parameters[f"{planned.name}.W"] = weights.astype(self.dtype)
+            parameters[f"{planned.name}.b"] = biases.astype(self.dtype)
+        return parameters
+
+    def table(self, n_in: int | None) -> str:
+        """Layers, shapes and parameter counts, one line each; n_in is None while it is unknown."""
+        rows = [("layer", "activation", "shape", "parameters")]
+        total: int | None = 0
+        for index, layer in enumerate(self.dense_layers):
+            count = None if n_in is None else (n_in + 1) * layer.units
+            total = None if total is None or count is None else total + count
+            shape = f"{'?' if n_in is None else n_in} -> {layer.units}"
+            rows.append((f"dense_{index}", layer.activation, shape, _count(count)))
+            n_in = layer.units
+        rows.append(("total", "", "", _count(total)))
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(row[:3], widths, strict=False))
+            + f"  {row[3]:>{widths[3]}}"
+            for row in rows
+        )
+
+    def to_config(self) -> dict[str, Any]:
+        """Plain JSON values, but for the preprocessing, which has statistics with it."""
+        return {
+            "layers": [layer.to_config() for layer in self.layers],
+            "loss": self.loss.to_config(),
+            "optimizer": self.optimizer.to_config(),
+            "l2": self.l2,
+            "seed": self.seed,
+            "dtype": self.dtype,
+        }
+
+
+def arguments_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `Network` that a config describes."""
+    return {
+        "layers": [layer_from_config(layer) for layer in config["layers"]],
+        "loss": Loss(**config["loss"]),
+        "optimizer": optimizer_from_config(config["optimizer"]),
+        "l2": config["l2"],
+        "preprocessing": config["preprocessing"]["mode"],
+        "target_preprocessing": config["target_preprocessing"]["mode"],
+        "seed": config["seed"],
+        "dtype": config["dtype"],
+    }
+
+
+def _dtype_name(dtype: Any) -> Any:
+    """The name of a numpy dtype given as an object."""
+    return dtype if isinstance(dtype, str) else getattr(dtype, "name", getattr(dtype, "__name__", dtype))
+
+
+def _count(parameters: int | None) -> str:
+    return "?" if parameters is None else f"{parameters:,}"
