@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """Run the command line; without its packages, say which extra installs them."""
     try:
-        from gradstep.commands import app
+        from gradstep.commands.app import app
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "gradstep":
             raise

@@ -12,7 +12,7 @@ import typer
 from numpy.typing import NDArray
 
 from gradstep import backends
-from gradstep.commands.output import say, say_table
+from gradstep.commands.output import say, say_row
 from gradstep.layers import Dense
 from gradstep.network import Network
 
@@ -98,9 +98,11 @@ def bench(
         if reason is not None:
             say(f"{name}: not available: {reason}")
     say()
-    rows = [_row(case, names, seconds) for case in CASES]
     head = ["case", *(f"{name} {unit}" for name in names for unit in ("us/step", "GFLOP/s"))]
-    say_table(head, rows)
+    widths = [max(len(case.name) for case in CASES), *(max(12, len(cell)) for cell in head[1:])]
+    say_row(head, widths, style="bold")
+    for case in CASES:
+        say_row(_row(case, names, seconds), widths)
 
 
 def _names(backend: str) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gradstep.commands.output import say
+from gradstep.commands.output import say, say_facts
 from gradstep.info import info as installation
 
 
@@ -23,9 +23,15 @@ def info(
 
     network = io.load(model)
     say(repr(network))
+    facts = []
     if network.encoder is not None:
-        say(f"encoder: {network.encoder!r} of {', '.join(network.encoder.columns)}")
+        facts.append(("columns", ", ".join(network.encoder.columns)))
     if network.classes is not None:
-        say(f"classes: {', '.join(network.classes)}")
+        facts.append(("classes", ", ".join(network.classes)))
+    facts.append(("epochs", str(network.epochs_trained)))
     for name, value in io.read_description(model).items():
-        say(f"{name}: {value}")
+        if isinstance(value, dict):
+            facts += [(f"{name} {key}", f"{number:.6g}") for key, number in value.items()]
+        elif value is not None:
+            facts.append((name, str(value)))
+    say_facts(facts)

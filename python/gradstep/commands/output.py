@@ -48,11 +48,8 @@ def say_facts(facts: Sequence[tuple[str, str]]) -> None:
         console.print(Text.assemble((name.ljust(width), "bold"), "  ", value))
 
 
-def say_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: the first column to the left, the others, which hold numbers, to the right."""
-    console = Console(highlight=False, soft_wrap=True)
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for position, row in enumerate([head, *rows]):
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        console.print(Text("  ".join(cells), style="" if position else "bold"))
+def say_row(cells: Sequence[str], widths: Sequence[int], style: str = "") -> None:
+    """Print a row of a table: the first cell to the left, the others, which hold numbers, to the right."""
+    first = cells[0].ljust(widths[0])
+    others = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
+    say("  ".join((first, *others)), style)

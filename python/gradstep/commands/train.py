@@ -86,6 +86,11 @@ class Recipe:
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"--batch-size must be at least 1, got {self.batch_size}")
 
+    def check_rows(self, n: int) -> None:
+        """Raise if n training rows are too few for a batch."""
+        if self.batch_size is not None and self.batch_size > n:
+            raise ValueError(f"--batch-size must be at most {n}, the training rows, got {self.batch_size}")
+
 
 def train(
     data: Annotated[
@@ -170,12 +175,18 @@ def train(
     io.check_writable(path)
     data_set = read_data(data, target)
     problem = make_problem(data_set, choices)
+    recipe.check_rows(len(problem.train[0]))
     network = recipe.network(problem)
     if not quiet:
         say_facts(describe_problem(data_set, problem, network, recipe))
     history = fit(network, problem, recipe, verbose=0 if quiet else 1)
     result = {} if problem.test is None else network.evaluate(*problem.test)
-    description = {"data": data, "target": data_set.target_name, "task": problem.task, "test": result}
+    description = {
+        "data": Path(data).name,
+        "target": data_set.target_name,
+        "task": problem.task,
+        "test": result,
+    }
     io.save(network, path, description=description)
     if not quiet:
         say_facts([*describe_training(network, problem, recipe, history, result), ("saved", str(path))])

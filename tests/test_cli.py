@@ -1,0 +1,349 @@
+"""The command line: what it prints, writes and refuses."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("typer")
+pl = pytest.importorskip("polars")
+pytest.importorskip("sklearn")
+
+import gradstep as gs  # noqa: E402
+from gradstep import io  # noqa: E402
+from gradstep.commands import bench  # noqa: E402
+from gradstep.commands.app import app  # noqa: E402
+
+ENVIRONMENT = {"COLUMNS": "160", "TERMINAL_WIDTH": "160", "NO_COLOR": "1", "TERM": "dumb"}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    threads = gs.get_num_threads()
+    yield tmp_path
+    gs.set_num_threads(threads)
+
+
+def gradstep(*arguments):
+    """Run the command in this process."""
+    from typer.testing import CliRunner
+
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env=ENVIRONMENT)
+
+
+def succeed(*arguments):
+    result = gradstep(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def fail(*arguments):
+    """The one sentence on standard error."""
+    result = gradstep(*arguments)
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("gradstep: ")
+    return lines[0]
+
+
+def start(*arguments, **options):
+    """Start the command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "gradstep", *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | ENVIRONMENT, **options,
+    )  # fmt: skip
+
+
+def facts(output):
+    """Lines of ``name  value``."""
+    return dict(re.split(r"  +", line, maxsplit=1) for line in output.splitlines())
+
+
+@pytest.fixture
+def table(folder):
+    """A table in which the target follows from the columns, with missing values."""
+    rng = np.random.default_rng(0)
+    n = 300
+    size, colour = rng.normal(size=n), rng.choice(["red", "blue", "green"], n)
+    frame = pl.DataFrame(
+        {
+            "id": [f"row {i}" for i in range(n)],
+            "size": [None if i % 10 == 0 else float(value) for i, value in enumerate(size)],
+            "colour": colour,
+            "kind": np.where((colour == "red") | (size > 0.5), "yes", "no"),
+            "price": 100 + 20 * size + 30 * (colour == "blue"),
+        }
+    )
+    frame.drop("price", "id").write_csv("kinds.csv")
+    frame.drop("kind", "id").write_parquet("prices.parquet")
+    return frame
+
+
+def test_digits_reach_97_percent_and_say_how():
+    out = facts(succeed("train", "digits", "--threads", 1))
+    assert out["task"].startswith("classification into 10 classes (the target has 10 distinct whole numbers)")
+    assert out["rows"] == "1,259 training, 179 validation, 359 test"
+    assert float(out["test accuracy"].split()[0]) >= 0.97
+    assert re.fullmatch(r"[\d.]+ s", out["time"])
+    assert re.fullmatch(r"[\d,]+ samples a second", out["speed"])
+    assert re.fullmatch(r"(cpp|numba|numpy), .+, 1 thread", out["backend"])
+    assert out["saved"] == "digits.safetensors"
+    assert os.path.exists("digits.safetensors")
+
+
+@pytest.mark.parametrize("name", ["iris", "wine", "breast_cancer", "diabetes"])
+def test_other_bundled_sets(name):
+    out = facts(succeed("train", name, "--hidden", "16", "--epochs", 40, "--backend", "numpy"))
+    if name == "diabetes":
+        assert out["task"].startswith("regression")
+        assert float(out["test R2"]) > 0.2
+        assert float(out["test RMSE"]) < 80
+    else:
+        assert float(out["test accuracy"].split()[0]) > 0.8
+
+
+def test_same_seed_gives_the_same_model_file():
+    options = ("--hidden", 8, "--epochs", 2, "--backend", "numpy", "-q")
+    for out, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert succeed("train", "iris", *options, "--seed", seed, "-o", out) == ""
+    files = [Path(name).read_bytes() for name in "abc"]
+    assert files[0] == files[1] != files[2]
+
+
+def test_table_of_classes_is_trained_and_predicted(table):
+    out = facts(succeed("train", "kinds.csv", "--target", "kind", "--hidden", "32", "--backend", "numpy"))
+    assert out["data"] == "kinds.csv: 300 rows, 2 columns"
+    assert out["task"] == "classification into 2 classes (the target is text)"
+    assert out["inputs"] == "2 columns encoded as 5 features"
+    assert float(out["test accuracy"].split()[0]) > 0.85
+
+    table.select("colour", "size", "kind").head(7).write_csv("new.csv")
+    assert succeed("predict", "kinds.safetensors", "new.csv", "-o", "out.csv").endswith("saved in out.csv\n")
+    result = pl.read_csv("out.csv")
+    assert result.columns == ["prediction", "probability_no", "probability_yes"]
+    np.testing.assert_allclose(result["probability_no"] + result["probability_yes"], 1, atol=1e-6)
+    best = np.where(result["probability_yes"] > 0.5, "yes", "no")
+    assert result["prediction"].to_list() == best.tolist()
+    expected = io.load("kinds.safetensors").predict(table.select("size", "colour").head(7))
+    np.testing.assert_allclose(result["probability_no"], expected[:, 0], rtol=1e-6)
+
+
+def test_table_of_numbers_is_trained_and_predicted(table):
+    out = facts(
+        succeed(
+            "train", "prices.parquet", "--target", "price", "--hidden", 32, "--backend", "numpy", "-o", "m"
+        )
+    )
+    assert out["task"] == "regression (the target has fractions)"
+    assert float(out["test R2"]) > 0.7
+    table.drop("kind", "id", "price").write_csv("new.csv")
+    for name, read in (("out.csv", pl.read_csv), ("out.parquet", pl.read_parquet)):
+        succeed("predict", "m", "new.csv", "-o", name)
+        assert read(name).columns == ["prediction"]
+    correlation = np.corrcoef(read(name)["prediction"], table["price"])[0, 1]
+    assert correlation > 0.85
+
+
+def test_prediction_of_arrays_reads_and_writes_npz_and_keeps_classes_numbers():
+    X = np.random.default_rng(0).normal(size=(60, 3))
+    np.savez("data.npz", X=X, y=np.where(X[:, 0] > 0, 7, 3))
+    succeed("train", "data.npz", "--hidden", "none", "--epochs", 3, "--backend", "numpy", "-q")
+    succeed("predict", "data.safetensors", "data.npz", "-o", "out.npz")
+    with np.load("out.npz") as out:
+        assert out["prediction"].dtype.kind == "i"
+        assert set(out["prediction"]) <= {3, 7}
+        assert out["probabilities"].shape == (60, 2)
+        assert out["classes"].tolist() == ["3", "7"]
+    pl.DataFrame(X, schema=["a", "b", "c"]).write_csv("data.csv")
+    lines = succeed("predict", "data.safetensors", "data.csv").splitlines()
+    assert lines[0] == "prediction,probability_3,probability_7"
+    assert len(lines) == 61
+
+
+def test_given_test_part_is_the_test():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(100, 2)), rng.normal(size=100)
+    np.savez("d.npz", X_train=X[:80], y_train=y[:80], X_test=X[80:], y_test=y[80:])
+    out = facts(succeed("train", "d.npz", "--epochs", 1, "--hidden", 4, "--backend", "numpy"))
+    assert out["rows"] == "72 training, 8 validation, 20 test (a part of its own)"
+
+
+def test_failed_prediction_leaves_the_old_output_whole(monkeypatch):
+    succeed("train", "iris", "--epochs", 1, "--backend", "numpy", "-q")
+    Path("out.csv").write_text("old")
+
+    def half_a_file(_, path):
+        path.write_text("new")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pl.DataFrame, "write_csv", half_a_file)
+    assert "disk full" in fail("predict", "iris.safetensors", "iris", "-o", "out.csv")
+    assert Path("out.csv").read_text() == "old"
+    assert sorted(os.listdir()) == ["iris.safetensors", "out.csv"]
+
+
+def test_info_shows_the_installation_and_models(table):
+    out = facts(succeed("info"))
+    assert out["backend"] in ("cpp", "numba", "numpy")
+    assert {"gradstep", "threads", "available backends", "python"} <= out.keys()
+    succeed(
+        "train", "kinds.csv", "--target", "kind", "--hidden", 4, "--epochs", 1, "--backend", "numpy", "-q"
+    )
+    described = succeed("info", "kinds.safetensors")
+    for words in ("5 -> 4", "size, colour", "no, yes", "kinds.csv", "target", "kind", "test accuracy"):
+        assert words in described
+
+
+def test_bench_measures_every_backend_asked_for(monkeypatch):
+    monkeypatch.setattr(bench, "CASES", bench.CASES[:1])
+    output = succeed("bench", "--backend", "numpy", "--seconds", 0.01)
+    assert "numpy us/step" in output
+    case, step, speed = re.split(r"  +", output.splitlines()[-1])
+    assert case == "1-1 identity, batch 100"
+    assert float(step) > 0
+    assert float(speed) >= 0
+
+
+def test_operations_of_a_bench_case():
+    case = bench.Case((3, 5, 2), "relu", "mse", 100, 10)
+    forward = weights = 2 * 10 * (3 * 5 + 5 * 2)
+    assert case.flops_per_step == forward + weights + 2 * 10 * 5 * 2
+
+
+@pytest.mark.parametrize("command", ["train", "predict", "info", "bench"])
+def test_every_option_has_help_with_its_default(command):
+    import typer
+
+    parameters = typer.main.get_command(app).commands[command].params
+    for parameter in parameters:
+        assert parameter.help, parameter.name
+        if parameter.default is None and parameter.param_type_name == "option":
+            assert isinstance(parameter.show_default, str), parameter.name
+    text = " ".join(succeed(command, "--help").replace("│", " ").split())
+    for parameter in parameters:
+        assert parameter.param_type_name == "argument" or parameter.opts[0] in text
+    if command == "train":
+        for default in ("[default: 256,256]", "[default: 0.1]", "0.002 for adam", "[default: 100]"):
+            assert default in text
+
+
+def test_version_and_commands_are_listed():
+    assert succeed("--version") == f"gradstep {gs.__version__}\n"
+    text = succeed("--help")
+    assert all(command in text for command in ("train", "predict", "info", "bench"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["digit"], "'digit' is neither a file nor one of the bundled data sets (is 'digits' meant?)"),
+        (["absent.csv", "--target", "y"], "there is no file absent.csv"),
+        (["kinds.csv"], "--target must name the column of kinds.csv"),
+        (["kinds.csv", "--target", "Kind"], "has no column 'Kind' to predict (is 'kind' meant?)"),
+        (["kinds.csv", "--target", "kind", "--task", "regression"], "regression needs a target of numbers"),
+        (["prices.parquet", "--target", "price", "--task", "classification"], "too many for classes"),
+        (["iris", "--target", "species"], "iris has a target of its own"),
+        (["iris", "--task", "ranking"], "unknown --task 'ranking'"),
+        (["iris", "--hidden", "8;8"], "--hidden must be widths separated by commas, such as 256,256"),
+        (["iris", "--hidden", "0,8"], "units must be at least 1, got 0"),
+        (["iris", "--activation", "rellu"], "did you mean 'relu'?"),
+        (["iris", "--optimizer", "adamm"], "did you mean 'adam'?"),
+        (["iris", "--backend", "cuda"], "unknown backend 'cuda'"),
+        (["iris", "--lr", "-1"], "learning_rate must be greater than 0"),
+        (["iris", "--l2", "-1"], "l2 must be at least 0"),
+        (["iris", "--epochs", "0"], "--epochs must be at least 1, got 0"),
+        (["iris", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["iris", "--batch-size", "1000"], "--batch-size must be at most 105, the training rows, got 1000"),
+        (["iris", "--patience", "-1"], "--patience must be at least 0"),
+        (["iris", "--threads", "-1"], "-1"),
+        (["iris", "--seed", "-1"], "seed must be at least 0, got -1"),
+        (["iris", "--dtype", "float16"], "unknown dtype 'float16'"),
+        (["iris", "--test-fraction", "1"], "--test-fraction must be at least 0 and less than 1, got 1"),
+        (["iris", "--test-fraction", "0.5", "--validation-fraction", "0.5"], "must add up to less than 1"),
+        (["iris", "--max-categories", "0"], "max_categories must be an integer of at least 1"),
+        (["iris", "--preprocessing", "whiten"], "unknown --preprocessing 'whiten'"),
+        (["iris", "--out", "absent/model"], "cannot be written: there is no folder"),
+        (["iris", "--out", "."], "is a folder"),
+    ],
+)
+def test_bad_training_input_gets_one_sentence_and_writes_nothing(table, arguments, words):
+    before = sorted(os.listdir())
+    assert words in fail("train", *arguments)
+    assert sorted(os.listdir()) == before
+
+
+def test_target_with_one_value_gets_one_sentence():
+    Path("d.csv").write_text("x,y\n" + "1,a\n" * 10)
+    assert "has only the value 'a': nothing to learn" in fail("train", "d.csv", "--target", "y")
+
+
+def test_diverging_training_says_the_epoch_and_saves_nothing():
+    result = gradstep("train", "diabetes", "--lr", "1e30", "--optimizer", "sgd", "--backend", "numpy")
+    assert result.exit_code == 1
+    assert re.search(
+        r"gradstep: training diverged in epoch \d+ .* try a smaller learning rate", result.stderr
+    )
+    assert os.listdir() == []
+
+
+def test_bad_prediction_input_gets_one_sentence(table):
+    succeed(
+        "train", "kinds.csv", "--target", "kind", "--hidden", 4, "--epochs", 1, "--backend", "numpy", "-q"
+    )
+    succeed("train", "iris", "--hidden", 4, "--epochs", 1, "--backend", "numpy", "-q")
+    model = "kinds.safetensors"
+    table.select("size", "kind").write_csv("lacks.csv")
+    assert "lacks the column 'colour'" in fail("predict", model, "lacks.csv")
+    table.select("size", "colour", "price").write_csv("extra.csv")
+    assert "has the column 'price' that the encoder was not" in fail("predict", model, "extra.csv")
+    assert "was trained on a table with the columns size, colour" in fail("predict", model, "iris")
+    assert "column 'colour' of kinds.csv holds String" in fail("predict", "iris.safetensors", "kinds.csv")
+    assert "--out must end in one of .csv" in fail("predict", model, "kinds.csv", "-o", "out.xlsx")
+    assert "there is no model file absent" in fail("predict", "absent", "kinds.csv")
+    assert "is truncated or not a model file" in fail("predict", "kinds.csv", "kinds.csv")
+    assert "is truncated or not a model file" in fail("info", "kinds.csv")
+
+
+def test_bench_refuses_bad_options():
+    assert "unknown backend 'cuda'" in fail("bench", "--backend", "cuda")
+    assert "--seconds must be greater than 0" in fail("bench", "--seconds", 0)
+
+
+def test_module_runs_as_a_command_with_plain_lines_where_there_is_no_terminal():
+    with start("train", "iris", "--hidden", 8, "--epochs", 20, "--backend", "numpy") as process:
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "test accuracy" in out
+    assert re.match(r"epoch +1/20  loss [\d.]+  val_loss", err)
+    assert "\r" not in out + err
+    assert "\x1b" not in out + err
+
+
+def test_interruption_keeps_tests_and_saves_the_network():
+    options = ("--epochs", 10**7, "--patience", 0, "--backend", "numpy", "--hidden", 8)
+    with start("train", "iris", *options) as process:
+        assert "epoch" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "interrupted after" in err
+    assert ", interrupted" in facts(out)["epochs"]
+    assert "test accuracy" in out
+    assert io.load("iris.safetensors").epochs_trained > 0
+
+
+def test_missing_package_is_one_sentence_that_names_the_extra():
+    code = "import sys; sys.modules['typer'] = None; from gradstep.cli import main; main()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr == (
+        'gradstep: the command line needs the package typer: pip install "gradstep[cli]"\n'
+    )
