@@ -1,4 +1,4 @@
-"""Thread count of the linear algebra library that numpy and scipy call."""
+"""Thread count of the linear algebra library that numpy and scipy call, for the numba and numpy backends."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ import os
 import warnings
 from typing import Any
 
+ENVIRONMENT_VARIABLE = "GRADSTEP_NUM_THREADS"
+
 _defaults: dict[str, int] = {}
+_decided = False
+
+
+def _from_environment() -> int:
+    """The environment's wish, or 0. OMP_NUM_THREADS is read by the BLAS libraries themselves."""
+    text = os.environ.get(ENVIRONMENT_VARIABLE, "")
+    return int(text) if text.isdecimal() else 0
 
 
 def _usable_cores() -> int:
@@ -30,7 +39,8 @@ def set_num_threads(count: int) -> None:
     Parameters
     ----------
     count
-        Number of threads; 0 restores what each library had before the first call.
+        Number of threads; 0 takes GRADSTEP_NUM_THREADS if that is set, else what each library had
+        before the first call.
 
     Warns
     -----
@@ -38,8 +48,11 @@ def set_num_threads(count: int) -> None:
         If there is nothing to control, because threadpoolctl is not installed or does not know the
         BLAS library. Then only an environment variable such as OPENBLAS_NUM_THREADS sets the count.
     """
+    global _decided
+    _decided = True
+    wanted = count or _from_environment()
     libraries = _libraries()
-    if not libraries and count:
+    if wanted and not libraries:
         warnings.warn(
             "the thread count of the BLAS library is left as it is: limiting it needs threadpoolctl "
             "(pip install threadpoolctl), or OPENBLAS_NUM_THREADS set before Python starts",
@@ -47,7 +60,13 @@ def set_num_threads(count: int) -> None:
         )
     for library in libraries:
         default = _defaults.setdefault(library.filepath, library.get_num_threads())
-        library.set_num_threads(count or default)
+        library.set_num_threads(wanted or default)
+
+
+def follow_environment() -> None:
+    """Apply GRADSTEP_NUM_THREADS, unless `set_num_threads` has decided already."""
+    if not _decided and _from_environment():
+        set_num_threads(0)
 
 
 def get_num_threads() -> int:

@@ -79,6 +79,7 @@ class NumbaEngine(Engine):
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
+        blas_threads.follow_environment()
         self._shapes = plan.parameter_shapes()
         size = sum(int(np.prod(shape)) for shape in self._shapes.values())
         self._kinds = OPTIMIZERS[plan.optimizer].moments

@@ -438,6 +438,7 @@ class NumpyEngine(Engine):
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
+        blas_threads.follow_environment()
         self._optimizer = OPTIMIZERS[plan.optimizer]
         self._options = {**self._optimizer.defaults, **plan.optimizer_options}
         shapes = plan.parameter_shapes()
