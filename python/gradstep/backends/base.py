@@ -24,7 +24,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -127,7 +126,8 @@ class Engine(ABC):
     @abstractmethod
     def optimizer_state(self) -> Parameters:
         """Copies of the optimizer's state: ``step`` (int64 scalar array) and, per parameter and moment,
-        ``dense_0.W.momentum`` (sgd) or ``dense_0.W.m`` and ``dense_0.W.v`` (adam, adamw)."""
+        ``dense_0.W.momentum`` (sgd) or ``dense_0.W.m`` and ``dense_0.W.v`` (adam, adamw).
+        """
 
     @abstractmethod
     def set_optimizer_state(self, values: Mapping[str, Array]) -> None:
@@ -143,7 +143,7 @@ class Engine(ABC):
 
     @abstractmethod
     def evaluate(self, X: Array, y: Array, weight: Array | None, out: Array | None = None) -> float:
-        """Mean loss of all rows without the l2 penalty; also writes what `predict` would into out if given."""
+        """Mean loss of all rows without the l2 penalty; writes what `predict` would into out if given."""
 
     @abstractmethod
     def loss_and_gradients(

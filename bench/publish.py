@@ -1,0 +1,135 @@
+"""Write the figures of a run into README.md and docs/: the tables and the plot.
+
+python bench/publish.py bench/results/run.json
+
+Replaces what stands between the markers ``<!-- steps -->`` and ``<!-- /steps -->``; needs matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+from contenders import CONTENDERS
+from report import Run, best, best_peer, gflops, percent_of_peak
+
+ROOT = Path(__file__).resolve().parent.parent
+IMAGE = ROOT / "docs/images/steps.png"
+README_COLUMNS = (
+    "gradstep-cpp",
+    "gradstep-numba",
+    "jax",
+    "pytorch",
+    "pytorch-compiled",
+    "scikit-learn",
+    "numpy",
+)
+
+
+def _microseconds(result: dict[str, object] | None) -> str:
+    if result is None:
+        return "–"
+    value = float(str(result["microseconds"]))
+    return f"{value:,.2f}" if value < 10 else f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
+
+
+def table(run: Run) -> str:
+    """Markdown: one row a case, microseconds a step of every contender at its best thread count."""
+    names = [name for name in README_COLUMNS if any(r["contender"] == name for r in run["results"])]
+    head = ["layers, batch", *names, "GFLOP/s", "of peak", "times the best peer"]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    for case, facts in run["cases"].items():
+        found = {name: best(run, case, name) for name in names}
+        ours, peer = found.get("gradstep-cpp"), best_peer(run, case)
+        cells = [f"{case}, {facts['batch']}", *(_microseconds(found[name]) for name in names)]
+        if ours and peer:
+            ratio = peer["microseconds"] / ours["microseconds"]
+            cells += [
+                f"{gflops(run, ours):.0f}",
+                percent_of_peak(run, ours),
+                f"**{ratio:.1f}** ({peer['contender']})",
+            ]
+        else:
+            cells += ["–", "–", "–"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def origin(run: Run) -> str:
+    """One sentence: where and with what the figures were measured."""
+    machine, versions = run["machine"], run["versions"]
+    packages = sorted(
+        {
+            f"{name} {version}"
+            for found in versions.values()
+            for name, version in found.items()
+            if name in ("torch", "jax", "scikit-learn", "numpy", "numba", "gradstep")
+        }
+    )
+    return (
+        "Microseconds a training step (shuffled gather, forward, loss, backward, Adam; float32), each "
+        f"contender with its better of 1 and all threads. Measured {machine['date'][:10]} on "
+        f"{machine['processor']}, "
+        f"{machine['cores']} cores, {machine['system']}: {', '.join(packages)}."
+    )
+
+
+def plot(run: Run) -> None:
+    """Bars: time of every contender over ours, per case, on a logarithmic scale."""
+    names = [
+        n
+        for n in README_COLUMNS
+        if CONTENDERS[n].is_peer and any(r["contender"] == n for r in run["results"])
+    ]
+    cases = [case for case in run["cases"] if best(run, case, "gradstep-cpp")]
+    figure, axes = plt.subplots(figsize=(10, 4.2), layout="constrained")
+    width = 0.8 / len(names)
+    for k, name in enumerate(names):
+        ratios = []
+        for case in cases:
+            ours, other = best(run, case, "gradstep-cpp"), best(run, case, name)
+            ratios.append(other["microseconds"] / ours["microseconds"] if ours and other else float("nan"))
+        positions = [i + (k - (len(names) - 1) / 2) * width for i in range(len(cases))]
+        axes.bar(positions, ratios, width, label=name)
+    axes.axhline(1, color="black", linewidth=1)
+    axes.set_yscale("log")
+    axes.set_ylabel("time of a step / gradstep's")
+    labels = [f"{case}\nbatch {run['cases'][case]['batch']}" for case in cases]
+    axes.set_xticks(range(len(cases)), labels, fontsize=7, rotation=20)
+    axes.set_title("How many times longer the others take for a training step (line: gradstep)", fontsize=10)
+    axes.legend(ncols=len(names), fontsize=8, frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    IMAGE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(IMAGE, dpi=110, metadata={"Software": None})
+
+
+def replace(page: str, text: str) -> None:
+    """Put text between the page's markers."""
+    path = ROOT / page
+    old = path.read_text(encoding="utf-8")
+    marked = re.compile(r"(<!-- steps -->\n).*?(<!-- /steps -->)", re.DOTALL)
+    if not marked.search(old):
+        raise SystemExit(f"{page} has no markers <!-- steps --> and <!-- /steps -->")
+    path.write_text(marked.sub(lambda m: f"{m[1]}{text}\n{m[2]}", old), encoding="utf-8")
+
+
+def main() -> None:
+    """Read the run, write the pages."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="JSON that run.py wrote")
+    run: Run = json.loads(parser.parse_args().run.read_text(encoding="utf-8"))
+    plot(run)
+    for page in ("README.md", "docs/performance.md"):
+        replace(page, f"{table(run)}\n\n{origin(run)}")
+
+
+if __name__ == "__main__":
+    main()
