@@ -18,6 +18,8 @@ import gradstep as gs  # noqa: E402
 from gradstep import io  # noqa: E402
 from gradstep.commands import bench  # noqa: E402
 from gradstep.commands.app import app  # noqa: E402
+from gradstep.commands.problem import Choices, make_problem  # noqa: E402
+from gradstep.data import DataSet  # noqa: E402
 
 ENVIRONMENT = {"COLUMNS": "160", "TERMINAL_WIDTH": "160", "NO_COLOR": "1", "TERM": "dumb"}
 
@@ -347,3 +349,12 @@ def test_missing_package_is_one_sentence_that_names_the_extra():
     assert result.stderr == (
         'gradstep: the command line needs the package typer: pip install "gradstep[cli]"\n'
     )
+
+
+def test_encoder_learns_from_the_training_rows_alone():
+    frame = pl.DataFrame({"id": [f"row {i}" for i in range(100)]})
+    data = DataSet("ids", frame, np.arange(100) % 2, "y")
+    problem = make_problem(data, Choices(validation_fraction=0.1, test_fraction=0.2))
+    assert problem.encoder.n_features == 70
+    assert problem.train[0].any(axis=1).all()
+    assert not problem.test[0].any()
