@@ -226,7 +226,7 @@ def test_every_option_has_help_with_its_default(command):
 
     parameters = typer.main.get_command(app).commands[command].params
     for parameter in parameters:
-        assert parameter.help, parameter.name
+        assert parameter.param_type_name == "argument" or parameter.help, parameter.name
         if parameter.default is None and parameter.param_type_name == "option":
             assert isinstance(parameter.show_default, str), parameter.name
     text = " ".join(succeed(command, "--help").replace("│", " ").split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import gzip
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,7 +221,7 @@ def _read_table(source: str) -> pl.DataFrame:
             table = pl.read_parquet(source)
         else:
             table = _read_csv(source)
-    except (pl.exceptions.PolarsError, UnicodeDecodeError, EOFError, OSError) as error:
+    except (pl.exceptions.PolarsError, UnicodeDecodeError, EOFError, OSError, zlib.error) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
         raise ValueError(f"{source} cannot be read: {reason}") from None
     if table.height == 0:
@@ -231,9 +232,10 @@ def _read_table(source: str) -> pl.DataFrame:
 def _read_csv(source: str) -> pl.DataFrame:
     import polars as pl
 
-    table = pl.read_csv(
-        source, separator=_separator(source), null_values=list(MISSING), infer_schema_length=None
-    )
+    separator = _separator(source)
+    # polars before 2.0 takes the rows that a truncated gzip file still has for all of them.
+    content = gzip.decompress(Path(source).read_bytes()) if source.lower().endswith(".gz") else source
+    table = pl.read_csv(content, separator=separator, null_values=list(MISSING), infer_schema_length=None)
     # Files with a space after every comma: without it, names match and numbers are numbers.
     if len({name.strip() for name in table.columns}) == table.width:
         table = table.rename(str.strip)

@@ -341,8 +341,10 @@ def _kind(series: Series) -> Kind:
     dtype = series.dtype
     if series.null_count() == len(series):
         return "empty"
-    if dtype.is_numeric():
-        is_nan = dtype.is_float() and bool(np.isnan(_as_float64(series)).all())
+    # Older versions of narwhals do not know float16.
+    is_float = dtype.is_float() or (dtype == nw.Unknown and series.to_numpy().dtype.kind == "f")
+    if dtype.is_numeric() or is_float:
+        is_nan = is_float and bool(np.isnan(_as_float64(series)).all())
         return "empty" if is_nan else "number"
     if dtype == nw.Boolean:
         return "boolean"
