@@ -15,17 +15,20 @@ struct RowPanel {
     static constexpr ptrdiff_t P = NV * kLanes<T>;
     explicit RowPanel(const Product<T>&) {}
     static constexpr ptrdiff_t row = P, depth = 1, b_depth = P, c_row = P;
+    static constexpr ptrdiff_t whole_segment(const Product<T>&) { return P; }
 };
 template <class T, int NV>
 struct TransposedPanel {
     static constexpr ptrdiff_t P = NV * kLanes<T>;
     explicit TransposedPanel(const Product<T>&) {}
     static constexpr ptrdiff_t row = 1, depth = P, b_depth = P, c_row = P;
+    static ptrdiff_t whole_segment(const Product<T>& p) { return p.segment; }
 };
 template <class T, int NV>
 struct Strided {
     explicit Strided(const Product<T>& p) : row(p.a_row), depth(p.a_depth), b_depth(p.b_depth), c_row(p.c_row) {}
     const ptrdiff_t row, depth, b_depth, c_row;
+    static ptrdiff_t whole_segment(const Product<T>& p) { return p.segment; }
 };
 
 template <class T, int M, int NV, class Strides>
@@ -45,26 +48,32 @@ inline void start_tile(const Product<T>& p, const Strides& s, const T* bias, con
         }
 }
 
+// acc += A B over `depth` columns of A and rows of B.
+template <class T, int M, int NV, class Strides>
+inline void multiply_add(const Strides& s, const T* a, const T* b, ptrdiff_t depth, Vec<T> (&acc)[M][NV]) {
+#pragma GCC unroll 2
+    for (ptrdiff_t k = 0; k < depth; ++k) {
+        Vec<T> right[NV];
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) right[v] = load(b + k * s.b_depth + v * kLanes<T>);
+#pragma GCC unroll 16
+        for (int m = 0; m < M; ++m) {
+            const Vec<T> left = splat(a[m * s.row + k * s.depth]);
+#pragma GCC unroll 4
+            for (int v = 0; v < NV; ++v) acc[m][v] = fma(left, right[v], acc[m][v]);
+        }
+    }
+}
+
 template <class T, int M, int NV, template <class, int> class Strides>
 void product_tile(const Product<T>& p, const T* a, const T* b, const T* bias, T* c) {
     const Strides<T, NV> s(p);
     Vec<T> acc[M][NV];
     start_tile<T, M, NV>(p, s, bias, c, acc);
-    for (ptrdiff_t done = 0; done < p.depth; done += p.segment, a += p.a_segment, b += p.b_segment) {
-        const ptrdiff_t depth = p.depth - done < p.segment ? p.depth - done : p.segment;
-#pragma GCC unroll 2
-        for (ptrdiff_t k = 0; k < depth; ++k) {
-            Vec<T> right[NV];
-#pragma GCC unroll 4
-            for (int v = 0; v < NV; ++v) right[v] = load(b + k * s.b_depth + v * kLanes<T>);
-#pragma GCC unroll 16
-            for (int m = 0; m < M; ++m) {
-                const Vec<T> left = splat(a[m * s.row + k * s.depth]);
-#pragma GCC unroll 4
-                for (int v = 0; v < NV; ++v) acc[m][v] = fma(left, right[v], acc[m][v]);
-            }
-        }
-    }
+    ptrdiff_t left = p.depth;
+    for (; left >= p.segment; left -= p.segment, a += p.a_segment, b += p.b_segment)
+        multiply_add<T, M, NV>(s, a, b, Strides<T, NV>::whole_segment(p), acc);
+    if (left > 0) multiply_add<T, M, NV>(s, a, b, left, acc);
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4

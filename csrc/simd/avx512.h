@@ -5,8 +5,9 @@
 namespace {
 
 constexpr int kVectorBytes = 64;
-// Rows of a product tile, by vectors a row: 14 x 1 and 14 x 2 accumulators leave room for operands.
-constexpr int kTileRows[3] = {0, 14, 14};
+// Rows of a product tile, by vectors a row: 16 x 1 is the whole of a block of dW, 14 x 2 accumulators leave
+// room for operands.
+constexpr int kTileRows[3] = {0, 16, 14};
 constexpr int kSumTile = 4;  // sums of a dot-product tile: 4 x 4 accumulators
 
 inline __m512 fma(__m512 a, __m512 b, __m512 c) {
