@@ -44,14 +44,11 @@ def gflops(run: Run, result: dict[str, Any]) -> float:
     return float(run["cases"][result["case"]]["flops_per_step"] / result["microseconds"] / 1e3)
 
 
-def peak(run: Run, case: str, threads: int | None = None) -> float | None:
-    """Median over the run of the FMA peak with a number of threads; with the most if None."""
-    by_threads: dict[int, list[float]] = {}
-    for peaks in run["peaks"].values():
-        for count, value in peaks.items():
-            by_threads.setdefault(int(count), []).append(value)
-    values = sorted(by_threads.get(threads or max(by_threads, default=0), []))
-    return values[len(values) // 2] if values else None
+def peak(run: Run, case: str) -> float | None:
+    """FMA peak of all cores in the dtype of a case: the highest of the run, for it is a ceiling."""
+    dtype = run["cases"][case]["dtype"]
+    peaks = [run["peaks"][name] for name, facts in run["cases"].items() if facts["dtype"] == dtype]
+    return max((value for found in peaks for value in found.values()), default=None)
 
 
 def percent_of_peak(run: Run, result: dict[str, Any]) -> str:

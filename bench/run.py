@@ -128,9 +128,9 @@ def measure(case: Case, pairs: list[tuple[Contender, int]], settings: Settings) 
     return results
 
 
-def measure_peaks(threads: tuple[int, ...]) -> dict[int, float]:
+def measure_peaks(threads: tuple[int, ...], dtype: str) -> dict[int, float]:
     """FMA peak by thread count; empty where it cannot be measured."""
-    peaks = {count: fma_peak_apart(count) for count in threads}
+    peaks = {count: fma_peak_apart(count, dtype) for count in threads}
     return {count: peak for count, peak in peaks.items() if peak is not None}
 
 
@@ -211,7 +211,7 @@ def main() -> int:
     run: dict[str, Any] = {"machine": machine(), "settings": vars(settings), "versions": versions(contenders)}
     run["cases"], run["peaks"], run["results"] = {}, {}, []
     for case in chosen_cases:
-        peaks = measure_peaks(settings.threads)
+        peaks = measure_peaks(settings.threads, case.dtype)
         results = measure(case, pairs, settings)
         run["cases"][case.name] = {**case.to_json(), "flops_per_step": case.flops_per_step}
         run["peaks"][case.name] = peaks

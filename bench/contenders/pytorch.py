@@ -108,7 +108,8 @@ class CompiledSession(TorchSession):
             self.parameters = [value.clone() for value in self.initial]
             self.m = [value.clone() for value in self.initial]
             self.v = [value.clone() for value in self.initial]
-            self.corrections = [self.torch.zeros((), dtype=self.X.dtype) for _ in range(2)]
+            # one element, not none: torch 2.13 drops in-place changes of float64 scalars in a graph
+            self.corrections = [self.torch.zeros(1, dtype=self.X.dtype) for _ in range(2)]
         for parameter, value in zip(self.parameters, self.initial, strict=True):
             parameter.copy_(value)
         for state in self.m + self.v + self.corrections:

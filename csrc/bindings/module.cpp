@@ -122,7 +122,8 @@ public:
             result = engine_.train(data, options, should_stop);
         }
         if (raised && !raised->matches(PyExc_KeyboardInterrupt)) throw *raised;
-        return py::make_tuple(result.losses, result.interrupted, result.diverged);
+        const py::array_t<double> losses(static_cast<py::ssize_t>(result.losses.size()), result.losses.data());
+        return py::make_tuple(losses, result.interrupted, result.diverged);
     }
 
     int64_t step_count() const { return engine_.step_count(); }

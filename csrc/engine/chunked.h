@@ -31,6 +31,7 @@ public:
         workspaces_.resize(std::max(static_cast<std::size_t>(threads), workspaces_.size()));
         losses_.resize(static_cast<std::size_t>(parts_));
         tile_ = tile_capacity_;
+        partition_.rows = -1;
         arena_.allocate([&](Taker& take) {
             gradients_ = take.template take<T>(net_.parameters().total * static_cast<std::size_t>(parts_));
             for (Workspace<T>& ws : workspaces_) net_.take_workspace(take, ws, tile_, true);
@@ -45,25 +46,27 @@ public:
     // enough); compute then skips its gather.
     void keep_inputs(const Batch<T>& b) {
         kept_ = nullptr;
-        const int parts = chunks(b.rows);
-        tiles_kept_ = tiles(b.part(0, chunk_start(b.rows, parts, 1)).rows) + 1;
+        partition_ = partition_of(b.rows);
+        const int parts = partition_.parts;
+        // The first chunk may be a row shorter than the longest.
+        tiles_kept_ = static_cast<int>(tiles(partition_.start[1] + 1));
         const std::size_t slots = static_cast<std::size_t>(parts) * static_cast<std::size_t>(tiles_kept_);
         const std::size_t size = net_.x_size(tile_) + net_.y_size(tile_) + static_cast<std::size_t>(tile_);
         if (slots * size * sizeof(T) > kMostKept) return;
         kept_arena_.allocate([&](Taker& take) { kept_ = take.template take<T>(slots * size); });
         for (int c = 0; c < parts; ++c)
-            for_each_tile(b, c, parts, [&](const Batch<T>& tile, int t) { gather(tile, kept_slot(c, t)); });
+            for_each_tile(b, c, [&](const Batch<T>& tile, int t) { gather(tile, kept_slot(c, t)); });
     }
     void forget_inputs() { kept_ = nullptr; }
 
     // The sum of weight * loss; the gradient of scale * that sum is left in parts. input_gradient, if not
     // null, is (rows, n_in) of the batch.
     double compute(const Batch<T>& b, const T* theta, T scale, int threads, T* input_gradient = nullptr) {
-        const int parts = chunks(b.rows);
-        const bool worth_sharing = 2 * net_.plan().products_per_row() * b.rows > kSharedWork;
+        if (b.rows != partition_.rows) partition_ = partition_of(b.rows);
+        const int parts = partition_.parts;
         parallel_for(
-            parts, worth_sharing ? std::min(threads, static_cast<int>(workspaces_.size())) : 1,
-            [&](int c, int worker) { compute_chunk(b, c, parts, workspaces_[worker], theta, scale, input_gradient); });
+            parts, partition_.worth_sharing ? std::min(threads, static_cast<int>(workspaces_.size())) : 1,
+            [&](int c, int worker) { compute_chunk(b, c, workspaces_[worker], theta, scale, input_gradient); });
         used_parts_ = parts;
         double loss = 0;
         for (int c = 0; c < parts; ++c) loss += losses_[c];
@@ -77,22 +80,41 @@ public:
 
 private:
     static constexpr ptrdiff_t kTileRows = 128;
-    static constexpr int64_t kMostChunks = 16;
+    static constexpr int kMostChunks = 16;
     static constexpr int64_t kChunkWork = 250'000;   // floating-point operations of a chunk, at least
     static constexpr int64_t kSharedWork = 500'000;  // of a batch that is worth a second thread
     static constexpr std::size_t kMostKept = std::size_t{8} << 20;
 
-    static int64_t chunk_start(int64_t rows, int parts, int c) { return rows * c / parts; }
-    int tiles(int64_t rows) const { return static_cast<int>((rows + tile_ - 1) / tile_); }
+    // How a batch is cut: a function of its size, kept because tiny steps feel a division.
+    struct Partition {
+        int64_t rows = -1;
+        int parts = 1;
+        bool worth_sharing = false;
+        int64_t start[kMostChunks + 1] = {};  // of each chunk, and the end of the last
+        int64_t tile_rows[kMostChunks] = {};  // equal whole lanes but for the last tile
+    };
 
-    // Calls f(tile, number) for the tiles of a chunk, of equal whole lanes but for the last.
+    Partition partition_of(int64_t rows) const {
+        Partition p;
+        p.rows = rows;
+        p.parts = chunks(rows);
+        p.worth_sharing = 2 * net_.plan().products_per_row() * rows > kSharedWork;
+        for (int c = 0; c <= p.parts; ++c) p.start[c] = rows * c / p.parts;
+        for (int c = 0; c < p.parts; ++c) {
+            const int64_t chunk = p.start[c + 1] - p.start[c], n = tiles(chunk);
+            p.tile_rows[c] = net_.whole_lanes((chunk + n - 1) / n);
+        }
+        return p;
+    }
+
+    int64_t tiles(int64_t rows) const { return (rows + tile_ - 1) / tile_; }
+
+    // Calls f(tile, number) for the tiles of a chunk.
     template <class F>
-    void for_each_tile(const Batch<T>& b, int c, int parts, F&& f) const {
-        const int64_t start = chunk_start(b.rows, parts, c), end = chunk_start(b.rows, parts, c + 1);
-        const int n = tiles(end - start);
-        const int64_t rows = net_.whole_lanes((end - start + n - 1) / n);
+    void for_each_tile(const Batch<T>& b, int c, F&& f) const {
+        const int64_t end = partition_.start[c + 1], rows = partition_.tile_rows[c];
         int t = 0;
-        for (int64_t r = start; r < end; r += rows) f(b.part(r, std::min(r + rows, end)), t++);
+        for (int64_t r = partition_.start[c]; r < end; r += rows) f(b.part(r, std::min(r + rows, end)), t++);
     }
 
     TileInputs<T> kept_slot(int c, int t) const {
@@ -108,11 +130,10 @@ private:
         gather_targets(net_, tile, to.y, to.weight, net_.tile_stride(tile.rows, tile_));
     }
 
-    void compute_chunk(const Batch<T>& b, int c, int parts, const Workspace<T>& ws, const T* theta, T scale,
-                       T* input_gradient) {
+    void compute_chunk(const Batch<T>& b, int c, const Workspace<T>& ws, const T* theta, T scale, T* input_gradient) {
         T* gradient = gradients_ + static_cast<std::size_t>(c) * net_.parameters().total;
         double loss = 0;
-        for_each_tile(b, c, parts, [&](const Batch<T>& tile, int t) {
+        for_each_tile(b, c, [&](const Batch<T>& tile, int t) {
             const TileInputs<T> in = kept_ ? kept_slot(c, t) : ws.inputs;
             if (!kept_) gather(tile, in);
             net_.forward(ws, in.x, theta, tile.rows);
@@ -131,6 +152,7 @@ private:
     const Net<T>& net_;
     int64_t least_chunk_;
     ptrdiff_t tile_, tile_capacity_ = 0;
+    Partition partition_;
     int parts_ = 0, used_parts_ = 0, tiles_kept_ = 0;
     Arena arena_, kept_arena_;
     std::vector<Workspace<T>> workspaces_;

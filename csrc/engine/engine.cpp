@@ -29,8 +29,8 @@ Engine<T>::Engine(const Plan& plan, const KernelTable& table)
     const std::size_t arrays = 1 + static_cast<std::size_t>(optimizer_.states);
     const bool remembers = n * arrays * sizeof(T) <= kMostRemembered;
     arena_.allocate([&](Taker& take) {
-        theta_ = take.template take<T>(n);
-        for (int s = 0; s < optimizer_.states; ++s) states_[s] = take.template take<T>(n);
+        theta_ = take.template take<T>(n * arrays);
+        for (std::size_t s = 1; s < arrays; ++s) states_[s - 1] = theta_ + s * n;
         remembered_ = remembers ? take.template take<T>(n * arrays) : nullptr;
     });
     if (fits_cache<T>(plan))
@@ -89,42 +89,46 @@ double Engine<T>::penalty() const {
     return plan_.l2 / 2 * k_.sum_squares(theta_, static_cast<ptrdiff_t>(net_->parameters().weights));
 }
 
+// The same for weights and biases but for l2 and the decoupled decay, which spare the biases.
 template <class T>
-Hyper<T> Engine<T>::hyper(double learning_rate, bool for_weights) const {
-    Hyper<T> h{};
-    h.learning_rate = static_cast<T>(learning_rate);
-    h.l2 = static_cast<T>(for_weights ? plan_.l2 : 0);
-    h.momentum = static_cast<T>(plan_.momentum);
-    h.nesterov = static_cast<T>(plan_.nesterov);
-    h.beta1 = static_cast<T>(plan_.beta1);
-    h.beta2 = static_cast<T>(plan_.beta2);
-    h.epsilon = static_cast<T>(plan_.epsilon);
-    h.weight_decay = static_cast<T>(for_weights ? plan_.weight_decay : 0);
+Hypers<T> Engine<T>::hypers(double learning_rate) const {
+    T step_size{}, second_correction{};
     if (optimizer_.states == 2) {
-        h.step_size = static_cast<T>(learning_rate / count_.correction1());
-        h.second_correction = static_cast<T>(1 / std::sqrt(count_.correction2()));
+        step_size = static_cast<T>(learning_rate / count_.correction1());
+        second_correction = static_cast<T>(1 / std::sqrt(count_.correction2()));
     }
-    return h;
+    const auto with = [&](double l2, double weight_decay) {
+        return Hyper<T>{static_cast<T>(learning_rate),
+                        static_cast<T>(l2),
+                        static_cast<T>(plan_.momentum),
+                        static_cast<T>(plan_.nesterov),
+                        static_cast<T>(plan_.beta1),
+                        static_cast<T>(plan_.beta2),
+                        static_cast<T>(plan_.epsilon),
+                        static_cast<T>(weight_decay),
+                        step_size,
+                        second_correction};
+    };
+    return {with(plan_.l2, plan_.weight_decay), with(0, 0)};
 }
 
 template <class T>
-void Engine<T>::update(const T* gradient, ptrdiff_t part_stride, int parts, const Hyper<T>& weights,
-                       const Hyper<T>& biases, int threads) {
+void Engine<T>::update(const T* gradient, ptrdiff_t part_stride, int parts, const Hypers<T>& hypers, int threads) {
     const auto n_weights = static_cast<ptrdiff_t>(net_->parameters().weights);
     const auto n = static_cast<ptrdiff_t>(net_->parameters().total);
     const auto slice = [&](ptrdiff_t from, ptrdiff_t to, const Hyper<T>& h) {
-        optimizer_.update({theta_ + from,
-                           {states_[0] ? states_[0] + from : nullptr, states_[1] ? states_[1] + from : nullptr},
-                           gradient + from,
-                           part_stride,
-                           parts,
-                           to - from},
-                          h);
+        T* states[2] = {states_[0] ? states_[0] + from : nullptr, states_[1] ? states_[1] + from : nullptr};
+        optimizer_.update({theta_ + from, {states[0], states[1]}, gradient + from, part_stride, parts, to - from}, h);
     };
+    if (n <= kUpdateSlice && plan_.l2 == 0 && plan_.weight_decay == 0) {  // tiny: one call for all
+        slice(0, n, hypers.biases);
+        return;
+    }
     const int tasks = static_cast<int>((n_weights + kUpdateSlice - 1) / kUpdateSlice);
-    parallel_for(tasks, tasks > 4 ? threads : 1,
-                 [&](int t, int) { slice(t * kUpdateSlice, std::min((t + 1) * kUpdateSlice, n_weights), weights); });
-    slice(n_weights, n, biases);
+    parallel_for(tasks, tasks > 4 ? threads : 1, [&](int t, int) {
+        slice(t * kUpdateSlice, std::min((t + 1) * kUpdateSlice, n_weights), hypers.weights);
+    });
+    slice(n_weights, n, hypers.biases);
 }
 
 template <class T>
@@ -148,16 +152,15 @@ double Engine<T>::accumulate_layered(const Batch<T>& b, T scale, int threads, T*
 }
 
 template <class T>
-double Engine<T>::step_layered(const Batch<T>& b, double scale, int threads, const Hyper<T>& weights,
-                               const Hyper<T>& biases) {
+double Engine<T>::step_layered(const Batch<T>& b, double scale, int threads, const Hypers<T>& hypers) {
     if (b.rows > LayeredStep<T>::kMostRows) {
         const double loss = accumulate_layered(b, static_cast<T>(scale), threads, nullptr) * scale;
-        if (std::isfinite(loss)) update(gradient_, 0, 1, weights, biases, threads);
+        if (std::isfinite(loss)) update(gradient_, 0, 1, hypers, threads);
         return loss;
     }
     const double loss = layered_->forward(b, theta_, static_cast<T>(scale), threads) * scale;
     if (!std::isfinite(loss)) return loss;
-    const FusedUpdate<T> fused{&optimizer_, theta_, {states_[0], states_[1]}, weights, biases};
+    const FusedUpdate<T> fused{&optimizer_, theta_, {states_[0], states_[1]}, hypers};
     layered_->backward(b.rows, theta_, {nullptr, false, &fused}, threads, false);
     return loss;
 }
@@ -168,11 +171,10 @@ double Engine<T>::step_batch(const Batch<T>& b, double learning_rate, int thread
     const Scales s = scales(b);
     const double regularisation = penalty();
     count_.advance();
-    const Hyper<T> weights = hyper(learning_rate, true), biases = hyper(learning_rate, false);
-    if (layered_) return step_layered(b, s.loss, threads, weights, biases) + regularisation;
+    const Hypers<T> both = hypers(learning_rate);
+    if (layered_) return step_layered(b, s.loss, threads, both) + regularisation;
     const double loss = chunked_->compute(b, theta_, static_cast<T>(s.loss), threads) * s.loss;
-    if (std::isfinite(loss))
-        update(chunked_->gradient(), chunked_->part_stride(), chunked_->parts(), weights, biases, threads);
+    if (std::isfinite(loss)) update(chunked_->gradient(), chunked_->part_stride(), chunked_->parts(), both, threads);
     return loss + regularisation;
 }
 
@@ -219,15 +221,16 @@ double Engine<T>::loss_and_gradients(Data<T> data, const std::vector<T*>& W, con
     return loss * s.loss + penalty();
 }
 
+template <class T>
+std::size_t Engine<T>::state_size() const {
+    return net_->parameters().total * (1 + static_cast<std::size_t>(optimizer_.states));
+}
+
 // Copies parameters and states, unless one of them is not finite: then nothing.
 template <class T>
 bool Engine<T>::remember() {
-    const auto n = static_cast<ptrdiff_t>(net_->parameters().total);
-    const int arrays = 1 + optimizer_.states;
-    const T* from[3] = {theta_, states_[0], states_[1]};
-    for (int a = 0; a < arrays; ++a)
-        if (!k_.all_finite(from[a], n)) return false;
-    for (int a = 0; remembered_ && a < arrays; ++a) std::copy(from[a], from[a] + n, remembered_ + a * n);
+    if (!k_.all_finite(theta_, static_cast<ptrdiff_t>(state_size()))) return false;
+    if (remembered_) std::copy(theta_, theta_ + state_size(), remembered_);
     remembered_step_ = count_.value();
     return true;
 }
@@ -235,12 +238,7 @@ bool Engine<T>::remember() {
 template <class T>
 void Engine<T>::restore() {
     if (!remembered_) return;
-    const std::size_t n = net_->parameters().total;
-    std::copy(remembered_, remembered_ + n, theta_);
-    for (int s = 0; s < optimizer_.states; ++s) {
-        const T* from = remembered_ + (static_cast<std::size_t>(s) + 1) * n;
-        std::copy(from, from + n, states_[s]);
-    }
+    std::copy(remembered_, remembered_ + state_size(), theta_);
     count_.set(remembered_step_);
 }
 

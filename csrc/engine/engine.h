@@ -61,11 +61,11 @@ private:
     void prepare(int64_t rows, int threads);
     double penalty() const;
     double step_batch(const Batch<T>& b, double learning_rate, int threads);
-    double step_layered(const Batch<T>& b, double scale, int threads, const Hyper<T>& weights, const Hyper<T>& biases);
+    double step_layered(const Batch<T>& b, double scale, int threads, const Hypers<T>& hypers);
     double accumulate_layered(const Batch<T>& b, T scale, int threads, T* dx);
-    void update(const T* gradient, ptrdiff_t part_stride, int parts, const Hyper<T>& weights, const Hyper<T>& biases,
-                int threads);
-    Hyper<T> hyper(double learning_rate, bool for_weights) const;
+    void update(const T* gradient, ptrdiff_t part_stride, int parts, const Hypers<T>& hypers, int threads);
+    Hypers<T> hypers(double learning_rate) const;
+    std::size_t state_size() const;
     bool remember();
     void restore();
     double run_epoch(const Data<T>& data, const TrainOptions& options, int64_t epoch, int threads,
@@ -78,7 +78,7 @@ private:
     const Optimizer<T>& optimizer_;
     StepCount count_;
     Arena arena_, transform_arena_, gradient_arena_;
-    T* theta_ = nullptr;
+    T* theta_ = nullptr;  // parameters, then each state, without a gap
     T* states_[2] = {};
     T* remembered_ = nullptr;  // parameters and states at the end of the last good epoch
     int64_t remembered_step_ = 0;

@@ -23,14 +23,20 @@ public:
 
     void advance() {
         ++step_;
-        power1_ *= beta1_;
-        power2_ *= beta2_;
+        power1_ = next_power(power1_, beta1_);
+        power2_ = next_power(power2_, beta2_);
     }
 
     double correction1() const { return 1 - power1_; }
     double correction2() const { return 1 - power2_; }
 
 private:
+    // A power that no longer changes 1 - power is zero: left alone it would become subnormal, and slow.
+    static double next_power(double power, double beta) {
+        constexpr double negligible = 1e-17;
+        return power * beta < negligible ? 0.0 : power * beta;
+    }
+
     double beta1_, beta2_;
     double power1_ = 1, power2_ = 1;
     int64_t step_ = 0;

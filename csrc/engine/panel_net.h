@@ -14,7 +14,7 @@ struct FusedUpdate {
     const Optimizer<T>* optimizer;
     T* theta;
     T* state[2];
-    Hyper<T> weights, biases;
+    Hypers<T> hypers;
 
     void operator()(std::size_t offset, const T* gradient, ptrdiff_t n, const Hyper<T>& hyper) const {
         T* first = state[0] ? state[0] + offset : nullptr;
@@ -256,7 +256,7 @@ private:
                                          .c = to,
                                          .init = sink.keep ? Init::keep : Init::zero,
                                          .bias = nullptr});
-        if (sink.update) (*sink.update)(at, scratch, inputs* P_, sink.update->weights);
+        if (sink.update) (*sink.update)(at, scratch, inputs* P_, sink.update->hypers.weights);
     }
 
     void bias_gradient(const Workspace<T>& ws, std::size_t l, ptrdiff_t o, ptrdiff_t rows, const GradientSink<T>& sink,
@@ -264,7 +264,7 @@ private:
         const std::size_t at = this->layout_.layers[l].biases + static_cast<std::size_t>(o * P_);
         T* to = sink.update ? scratch : sink.gradient + at;
         this->k_.column_sums[v_](ws.delta[(l + 1) % 2] + o * ws.rows * P_, rows, to, sink.keep);
-        if (sink.update) (*sink.update)(at, scratch, P_, sink.update->biases);
+        if (sink.update) (*sink.update)(at, scratch, P_, sink.update->hypers.biases);
     }
 
     const int v_;

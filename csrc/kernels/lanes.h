@@ -64,9 +64,19 @@ void lane_sums(const LaneSums<T>& s) noexcept {
     lane_sums_bias(s);
 }
 
+// Sums are stored by whole vectors: the update loads them so, and a load that spans several smaller stores
+// waits until they have left the processor's store queue.
 template <class T>
 void sum_vectors(const T* acc, ptrdiff_t n, T* to) noexcept {
-    for (ptrdiff_t i = 0; i < n; ++i) to[i] = sum_lanes<T>(load(acc + i * kLanes<T>));
+    constexpr int L = kLanes<T>;
+    Bits<T> lane;
+    for (int j = 0; j < L; ++j) lane[j] = j;
+    for (ptrdiff_t i = 0; i < n; i += L) {
+        const int count = n - i < L ? static_cast<int>(n - i) : L;
+        Vec<T> sums{};
+        for (int j = 0; j < count; ++j) sums = lane == j ? splat(sum_lanes<T>(load(acc + (i + j) * L))) : sums;
+        store(to + i, sums);
+    }
 }
 
 }  // namespace

@@ -58,7 +58,8 @@ inline Vec<T> weighted(Vec<T> weight, Vec<T> x) {
 }
 
 template <class T, class L>
-double elementwise_loss(const LossBatch<T>& s) noexcept {
+double elementwise_loss(const LossBatch<T>& batch) noexcept {
+    const LossBatch<T> s = batch;
     double total = 0;
     for (ptrdiff_t o = 0; o < s.outputs; ++o) {
         Vec<T> sum{};
@@ -75,7 +76,8 @@ double elementwise_loss(const LossBatch<T>& s) noexcept {
 }
 
 template <class T>
-void sigmoid_link(const LossBatch<T>& s) noexcept {
+void sigmoid_link(const LossBatch<T>& batch) noexcept {
+    const LossBatch<T> s = batch;
     for (ptrdiff_t o = 0; o < s.outputs; ++o)
         for (ptrdiff_t b = 0; b < s.lanes; b += kLanes<T>)
             store(s.link + o * s.stride + b, sigmoid<T>(load(s.z + o * s.stride + b)));
@@ -90,7 +92,8 @@ inline Vec<T> largest_output(const LossBatch<T>& s, ptrdiff_t b) {
 
 // log(sum exp z) - z[y], with the largest output taken out first; delta = softmax(z) - onehot(y)
 template <class T>
-double cross_entropy(const LossBatch<T>& s) noexcept {
+double cross_entropy(const LossBatch<T>& batch) noexcept {
+    const LossBatch<T> s = batch;
     Vec<T> total{};
     for (ptrdiff_t b = 0; b < s.lanes; b += kLanes<T>) {
         const Vec<T> w = load(s.weight + b), label = load(s.y + b), most = largest_output(s, b);
@@ -115,7 +118,8 @@ double cross_entropy(const LossBatch<T>& s) noexcept {
 }
 
 template <class T>
-void softmax_link(const LossBatch<T>& s) noexcept {
+void softmax_link(const LossBatch<T>& batch) noexcept {
+    const LossBatch<T> s = batch;
     for (ptrdiff_t b = 0; b < s.lanes; b += kLanes<T>) {
         const Vec<T> most = largest_output(s, b);
         Vec<T> sum{};

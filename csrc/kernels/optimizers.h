@@ -44,7 +44,9 @@ struct Adam {
 };
 
 template <class T, class O>
-void update_slice(const UpdateSlice<T>& s, const Hyper<T>& h) noexcept {
+void update_slice(const UpdateSlice<T>& slice, const Hyper<T>& hyper) noexcept {
+    const UpdateSlice<T> s = slice;
+    const Hyper<T> h = hyper;
     for (ptrdiff_t i = 0; i < s.n; i += kLanes<T>) {
         Vec<T> g = load(s.gradient + i);
         for (int part = 1; part < s.parts; ++part) g += load(s.gradient + part * s.part_stride + i);

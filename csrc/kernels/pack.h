@@ -20,7 +20,8 @@ inline Vec<T> load_first(const T* p, ptrdiff_t n) {
 }
 
 template <class T, int NV>
-void gather_panels(const Gather<T>& g) noexcept {
+void gather_panels(const Gather<T>& rows) noexcept {
+    const Gather<T> g = rows;
     constexpr ptrdiff_t L = kLanes<T>, P = NV * L;
     constexpr ptrdiff_t ahead = 8;  // rows; a shuffled row is a cache miss
     const ptrdiff_t padded = (g.columns + P - 1) / P * P;
@@ -53,7 +54,8 @@ inline void gather_square(const Gather<T>& g, ptrdiff_t r, ptrdiff_t c) {
 }
 
 template <class T>
-void gather_lanes(const Gather<T>& g) noexcept {
+void gather_lanes(const Gather<T>& rows) noexcept {
+    const Gather<T> g = rows;
     constexpr ptrdiff_t L = kLanes<T>;
     const ptrdiff_t lanes = (g.rows + L - 1) / L * L;
     ptrdiff_t c = 0;

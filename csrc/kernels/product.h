@@ -100,6 +100,10 @@ inline void product_rows(const Product<T>& p, const T* b, T* c) {
     const Strides<T, NV> s(p);
     const T* a = p.a;
     const T* bias = p.bias;
+    if (p.rows <= Most) {
+        tiles.by_rows[p.rows](p, a, b, bias, c);
+        return;
+    }
     const ptrdiff_t n_tiles = (p.rows + Most - 1) / Most;
     const ptrdiff_t rows = p.rows / n_tiles, longer = p.rows % n_tiles;
     for (ptrdiff_t t = 0; t < n_tiles; ++t) {

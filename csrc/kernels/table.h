@@ -71,6 +71,11 @@ struct Hyper {
     T second_correction;  // 1 / sqrt(1 - beta2^t)
 };
 
+template <class T>
+struct Hypers {
+    Hyper<T> weights, biases;
+};
+
 // One slice of parameters with its gradient in `parts` buffers, part_stride apart, summed in order.
 template <class T>
 struct UpdateSlice {
@@ -122,6 +127,7 @@ struct Kernels {
     void (*product_transposed[2])(const Product<T>&) noexcept;
     void (*product_lanes)(const Product<T>&) noexcept;
     void (*lane_sums)(const LaneSums<T>&) noexcept;
+    // to[i] = sum of vector i of acc, for n of them; zero up to a whole vector.
     void (*sum_vectors)(const T* acc, ptrdiff_t n, T* to) noexcept;
     // sums[P] (+)= column sums of rows x P.
     void (*column_sums[2])(const T* from, ptrdiff_t rows, T* sums, bool keep) noexcept;

@@ -40,7 +40,8 @@ using Bits = typename VecOf<T>::Bits;
 template <class T>
 constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
 
-// memcpy compiles to one unaligned move, which costs nothing on aligned data.
+// memcpy compiles to one unaligned move, which costs nothing on aligned data. To the compiler it may write
+// anywhere: loops that store read their arguments from a local copy.
 template <class T>
 inline Vec<T> load(const T* p) {
     Vec<T> v;

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 _Layers = list[tuple[NDArray[Any], NDArray[Any]]]
@@ -49,7 +50,7 @@ class _Engine:
         seed: int,
         first_epoch: int,
         shuffle: bool,
-    ) -> tuple[list[float], bool, bool]: ...
+    ) -> tuple[NDArray[np.float64], bool, bool]: ...
 
 class EngineFloat32(_Engine): ...
 class EngineFloat64(_Engine): ...

@@ -14,8 +14,8 @@ class History:
     validation metrics, such as "val_accuracy". Iterating gives these names.
     """
 
-    epochs: list[int] = field(default_factory=list)
-    """Number of every completed epoch, counted from 1 over the life of the network."""
+    first_epoch: int = 1
+    """Number of this call's first epoch, counted from 1 over the life of the network."""
     metrics: dict[str, list[float]] = field(default_factory=lambda: {"loss": []})
     """One list per name, one value per completed epoch."""
     seconds: float = 0.0
@@ -24,6 +24,11 @@ class History:
     """Rows trained on, summed over completed epochs."""
     stopped: str = "finished"
     """Why training ended: "finished", "callback", "interrupted" or "diverged"."""
+
+    @property
+    def epochs(self) -> list[int]:
+        """Number of every completed epoch, counted from 1 over the life of the network."""
+        return list(range(self.first_epoch, self.first_epoch + len(self)))
 
     @property
     def loss(self) -> list[float]:
@@ -53,7 +58,7 @@ class History:
     def pad(self) -> None:
         """Fill metrics that an interruption kept from being computed with NaN."""
         for values in self.metrics.values():
-            values.extend([float("nan")] * (len(self.epochs) - len(values)))
+            values.extend([float("nan")] * (len(self) - len(values)))
 
     def __getitem__(self, name: str) -> list[float]:
         return self.metrics[name]
@@ -65,7 +70,7 @@ class History:
         return iter(self.metrics)
 
     def __len__(self) -> int:
-        return len(self.epochs)
+        return len(self.loss)
 
     def __repr__(self) -> str:
         last = ", ".join(f"{name} {values[-1]:.6g}" for name, values in self.metrics.items() if values)

@@ -92,7 +92,7 @@ class _Loop:
         self.network = network
         self.engine = engine
         self.job = job
-        self.history = network.history = History()
+        self.history = network.history = History(first_epoch=network.epochs_trained + 1)
         self.progress: Progress = start_progress(job.verbose, job.epochs)
         self.each_epoch = bool(job.callbacks) or job.validate is not None
 
@@ -159,9 +159,7 @@ class _Loop:
             self.history.stopped = "diverged"
         if not result.losses:
             return
-        first = self.network.epochs_trained + 1
         self.network.epochs_trained += len(result.losses)
-        self.history.epochs.extend(range(first, self.network.epochs_trained + 1))
         self.history.loss.extend(result.losses)
         self.history.samples += len(result.losses) * len(self.job.rows.X)
         newest = {"loss": result.losses[-1], **self._validate()}
