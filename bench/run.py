@@ -110,11 +110,10 @@ def sample_in_turns(workers: list[WorkerProcess], results: list[Result], repeats
                     result.error = str(error)
 
 
-def measure(case: Case, pairs: list[tuple[Contender, int]], settings: Settings) -> list[Result]:
-    """All contenders on one case, as many at a time as fit into memory."""
+def measure(case: Case, pairs: list[tuple[Contender, int]], settings: Settings) -> Iterator[list[Result]]:
+    """All contenders on one case, in groups of as many as fit into memory."""
     expected = expected_loss(case)
     fitting = max(1, int(0.7 * available_memory() / memory_estimate(case)))
-    results: list[Result] = []
     for start in range(0, len(pairs), fitting):
         with contextlib.ExitStack() as stack:
             workers, group = [], []
@@ -124,8 +123,7 @@ def measure(case: Case, pairs: list[tuple[Contender, int]], settings: Settings) 
                 group.append(prepare(workers[-1], case, expected, settings.seconds))
             console.print(f"{case.name}: measuring", style="dim")
             sample_in_turns(workers, group, settings.repeats)
-        results += group
-    return results
+        yield group
 
 
 def measure_peaks(threads: tuple[int, ...], dtype: str) -> dict[int, float]:
@@ -212,14 +210,14 @@ def main() -> int:
     run["cases"], run["peaks"], run["results"] = {}, {}, []
     for case in chosen_cases:
         peaks = measure_peaks(settings.threads, case.dtype)
-        results = measure(case, pairs, settings)
         run["cases"][case.name] = {**case.to_json(), "flops_per_step": case.flops_per_step}
         run["peaks"][case.name] = peaks
-        run["results"] += [{**vars(result), "microseconds": result.microseconds} for result in results]
+        for group in measure(case, pairs, settings):
+            run["results"] += [{**vars(result), "microseconds": result.microseconds} for result in group]
+            if arguments.json:  # after every group: a run that is stopped loses little
+                arguments.json.parent.mkdir(parents=True, exist_ok=True)
+                arguments.json.write_text(json.dumps(run, indent=1))
         report.print_case(run, case.name)
-        if arguments.json:  # after every case: a run that is stopped loses nothing
-            arguments.json.parent.mkdir(parents=True, exist_ok=True)
-            arguments.json.write_text(json.dumps(run, indent=1))
     report.print_summary(run)
     return 1 if any(result["error"] for result in run["results"]) else 0
 
