@@ -45,19 +45,21 @@ public:
     // Keeps the gathered inputs of a batch that does not change from step to step (full batch, small
     // enough); compute then skips its gather.
     void keep_inputs(const Batch<T>& b) {
-        kept_ = nullptr;
+        forget_inputs();
         partition_ = partition_of(b.rows);
         const int parts = partition_.parts;
-        // The first chunk may be a row shorter than the longest.
-        tiles_kept_ = static_cast<int>(tiles(partition_.start[1] + 1));
-        const std::size_t slots = static_cast<std::size_t>(parts) * static_cast<std::size_t>(tiles_kept_);
-        const std::size_t size = net_.x_size(tile_) + net_.y_size(tile_) + static_cast<std::size_t>(tile_);
-        if (slots * size * sizeof(T) > kMostKept) return;
-        kept_arena_.allocate([&](Taker& take) { kept_ = take.template take<T>(slots * size); });
+        tiles_kept_ = *std::max_element(partition_.tiles, partition_.tiles + parts);
+        kept_.resize(static_cast<std::size_t>(parts) * static_cast<std::size_t>(tiles_kept_));
+        const std::size_t x = net_.x_size(tile_), y = net_.y_size(tile_), weight = static_cast<std::size_t>(tile_);
+        if (kept_.size() * (x + y + weight) * sizeof(T) > kMostKept) return forget_inputs();
+        kept_arena_.allocate([&](Taker& take) {
+            for (TileInputs<T>& to : kept_)
+                to = {take.template take<T>(x), take.template take<T>(y), take.template take<T>(weight)};
+        });
         for (int c = 0; c < parts; ++c)
-            for_each_tile(b, c, [&](const Batch<T>& tile, int t) { gather(tile, kept_slot(c, t)); });
+            for (int t = 0; t < partition_.tiles[c]; ++t) gather(tile_of(b, c, t), kept_slot(c, t));
     }
-    void forget_inputs() { kept_ = nullptr; }
+    void forget_inputs() { kept_.clear(); }
 
     // The sum of weight * loss; the gradient of scale * that sum is left in parts. input_gradient, if not
     // null, is (rows, n_in) of the batch.
@@ -91,6 +93,7 @@ private:
         int parts = 1;
         bool worth_sharing = false;
         int64_t start[kMostChunks + 1] = {};  // of each chunk, and the end of the last
+        int tiles[kMostChunks] = {};
         int64_t tile_rows[kMostChunks] = {};  // equal whole lanes but for the last tile
     };
 
@@ -101,27 +104,21 @@ private:
         p.worth_sharing = 2 * net_.plan().products_per_row() * rows > kSharedWork;
         for (int c = 0; c <= p.parts; ++c) p.start[c] = rows * c / p.parts;
         for (int c = 0; c < p.parts; ++c) {
-            const int64_t chunk = p.start[c + 1] - p.start[c], n = tiles(chunk);
-            p.tile_rows[c] = net_.whole_lanes((chunk + n - 1) / n);
+            const int64_t chunk = p.start[c + 1] - p.start[c], n = quotient(chunk, tile_);
+            p.tile_rows[c] = net_.whole_lanes(quotient(chunk, n));
+            p.tiles[c] = static_cast<int>(quotient(chunk, p.tile_rows[c]));
         }
         return p;
     }
 
-    int64_t tiles(int64_t rows) const { return (rows + tile_ - 1) / tile_; }
+    static int64_t quotient(int64_t a, int64_t b) { return (a + b - 1) / b; }  // rounded up
 
-    // Calls f(tile, number) for the tiles of a chunk.
-    template <class F>
-    void for_each_tile(const Batch<T>& b, int c, F&& f) const {
-        const int64_t end = partition_.start[c + 1], rows = partition_.tile_rows[c];
-        int t = 0;
-        for (int64_t r = partition_.start[c]; r < end; r += rows) f(b.part(r, std::min(r + rows, end)), t++);
+    Batch<T> tile_of(const Batch<T>& b, int c, int t) const {
+        const int64_t from = partition_.start[c] + t * partition_.tile_rows[c];
+        return b.part(from, std::min(from + partition_.tile_rows[c], partition_.start[c + 1]));
     }
 
-    TileInputs<T> kept_slot(int c, int t) const {
-        const std::size_t x = net_.x_size(tile_), y = net_.y_size(tile_), w = static_cast<std::size_t>(tile_);
-        T* at = kept_ + static_cast<std::size_t>(c * tiles_kept_ + t) * (x + y + w);
-        return {at, at + x, at + x + y};
-    }
+    const TileInputs<T>& kept_slot(int c, int t) const { return kept_[static_cast<std::size_t>(c * tiles_kept_ + t)]; }
 
     // y lanes are as far apart as the tile is wide in LanesNet, and as its capacity in PanelNet: the stride
     // of the workspace's own lanes.
@@ -133,20 +130,24 @@ private:
     void compute_chunk(const Batch<T>& b, int c, const Workspace<T>& ws, const T* theta, T scale, T* input_gradient) {
         T* gradient = gradients_ + static_cast<std::size_t>(c) * net_.parameters().total;
         double loss = 0;
-        for_each_tile(b, c, [&](const Batch<T>& tile, int t) {
-            const TileInputs<T> in = kept_ ? kept_slot(c, t) : ws.inputs;
-            if (!kept_) gather(tile, in);
+        for (int t = 0; t < partition_.tiles[c]; ++t) {
+            const Batch<T> tile = tile_of(b, c, t);
+            const TileInputs<T>& in = kept_.empty() ? ws.inputs : kept_slot(c, t);
+            if (kept_.empty()) gather(tile, in);
             net_.forward(ws, in.x, theta, tile.rows);
-            loss +=
-                net_.loss().value({net_.outputs_in_lanes(ws, tile.rows), in.y, in.weight, ws.lanes_delta, nullptr,
-                                   net_.plan().n_out(), net_.whole_lanes(tile.rows), net_.tile_stride(tile.rows, tile_),
-                                   scale, static_cast<T>(net_.plan().loss_option)});
+            loss += loss_of(tile.rows, in, ws, scale);
             net_.backward(ws, in.x, theta, tile.rows, gradient, t > 0, input_gradient != nullptr);
             if (input_gradient)
                 net_.copy_input_gradient(ws, tile.rows, input_gradient + (tile.first - b.first) * net_.plan().n_in());
-        });
+        }
         net_.finish_gradient(ws, gradient);
-        losses_[c] = loss;
+        losses_[static_cast<std::size_t>(c)] = loss;
+    }
+
+    double loss_of(int64_t rows, const TileInputs<T>& in, const Workspace<T>& ws, T scale) const {
+        return net_.loss().value({net_.outputs_in_lanes(ws, rows), in.y, in.weight, ws.lanes_delta, nullptr,
+                                  net_.plan().n_out(), net_.whole_lanes(rows), net_.tile_stride(rows, tile_), scale,
+                                  static_cast<T>(net_.plan().loss_option)});
     }
 
     const Net<T>& net_;
@@ -158,7 +159,7 @@ private:
     std::vector<Workspace<T>> workspaces_;
     std::vector<double> losses_;
     T* gradients_ = nullptr;
-    T* kept_ = nullptr;
+    std::vector<TileInputs<T>> kept_;  // tiles_kept_ a chunk; empty: nothing is kept
 };
 
 }  // namespace gradstep

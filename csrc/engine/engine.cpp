@@ -13,7 +13,17 @@ namespace {
 // loss that is not finite.
 constexpr std::size_t kMostRemembered = std::size_t{64} << 20;
 
+// A checkpoint is taken at the end of the first epoch after so many steps.
+constexpr int64_t kCheckpointSteps = 64;
+
 constexpr ptrdiff_t kUpdateSlice = 16 * 1024;  // elements that one task updates
+
+template <class T>
+UpdateSlice<T> part_of(const UpdateSlice<T>& s, ptrdiff_t from, ptrdiff_t to) {
+    T* first = s.state[0] ? s.state[0] + from : nullptr;
+    T* second = s.state[1] ? s.state[1] + from : nullptr;
+    return {s.theta + from, {first, second}, s.gradient + from, s.part_stride, s.parts, to - from};
+}
 
 }  // namespace
 
@@ -23,6 +33,7 @@ Engine<T>::Engine(const Plan& plan, const KernelTable& table)
       k_(of_type<T>(table)),
       net_(make_net(k_, plan)),
       optimizer_(find(k_.optimizers, k_.n_optimizers, plan.optimizer)),
+      hypers_{constants(plan, plan.l2, plan.weight_decay), constants(plan, 0, 0)},
       count_(plan.beta1, plan.beta2),
       inference_(*net_) {
     const std::size_t n = net_->parameters().total;
@@ -89,46 +100,45 @@ double Engine<T>::penalty() const {
     return plan_.l2 / 2 * k_.sum_squares(theta_, static_cast<ptrdiff_t>(net_->parameters().weights));
 }
 
-// The same for weights and biases but for l2 and the decoupled decay, which spare the biases.
 template <class T>
-Hypers<T> Engine<T>::hypers(double learning_rate) const {
-    T step_size{}, second_correction{};
-    if (optimizer_.states == 2) {
-        step_size = static_cast<T>(learning_rate / count_.correction1());
-        second_correction = static_cast<T>(1 / std::sqrt(count_.correction2()));
+Hyper<T> Engine<T>::constants(const Plan& plan, double l2, double weight_decay) {
+    Hyper<T> h{};
+    h.l2 = static_cast<T>(l2);
+    h.momentum = static_cast<T>(plan.momentum);
+    h.nesterov = static_cast<T>(plan.nesterov);
+    h.beta1 = static_cast<T>(plan.beta1);
+    h.beta2 = static_cast<T>(plan.beta2);
+    h.epsilon = static_cast<T>(plan.epsilon);
+    h.weight_decay = static_cast<T>(weight_decay);
+    return h;
+}
+
+// What changes from step to step.
+template <class T>
+void Engine<T>::advance(double learning_rate) {
+    count_.advance();
+    for (Hyper<T>* h : {&hypers_.weights, &hypers_.biases}) {
+        h->learning_rate = static_cast<T>(learning_rate);
+        if (optimizer_.states < 2) continue;
+        h->step_size = static_cast<T>(learning_rate / count_.correction1());
+        h->second_correction = static_cast<T>(1 / std::sqrt(count_.correction2()));
     }
-    const auto with = [&](double l2, double weight_decay) {
-        return Hyper<T>{static_cast<T>(learning_rate),
-                        static_cast<T>(l2),
-                        static_cast<T>(plan_.momentum),
-                        static_cast<T>(plan_.nesterov),
-                        static_cast<T>(plan_.beta1),
-                        static_cast<T>(plan_.beta2),
-                        static_cast<T>(plan_.epsilon),
-                        static_cast<T>(weight_decay),
-                        step_size,
-                        second_correction};
-    };
-    return {with(plan_.l2, plan_.weight_decay), with(0, 0)};
 }
 
 template <class T>
-void Engine<T>::update(const T* gradient, ptrdiff_t part_stride, int parts, const Hypers<T>& hypers, int threads) {
+void Engine<T>::update(const T* gradient, ptrdiff_t part_stride, int parts, int threads) {
     const auto n_weights = static_cast<ptrdiff_t>(net_->parameters().weights);
     const auto n = static_cast<ptrdiff_t>(net_->parameters().total);
-    const auto slice = [&](ptrdiff_t from, ptrdiff_t to, const Hyper<T>& h) {
-        T* states[2] = {states_[0] ? states_[0] + from : nullptr, states_[1] ? states_[1] + from : nullptr};
-        optimizer_.update({theta_ + from, {states[0], states[1]}, gradient + from, part_stride, parts, to - from}, h);
-    };
+    const UpdateSlice<T> all{theta_, {states_[0], states_[1]}, gradient, part_stride, parts, n};
     if (n <= kUpdateSlice && plan_.l2 == 0 && plan_.weight_decay == 0) {  // tiny: one call for all
-        slice(0, n, hypers.biases);
+        optimizer_.update(all, hypers_.biases);
         return;
     }
     const int tasks = static_cast<int>((n_weights + kUpdateSlice - 1) / kUpdateSlice);
     parallel_for(tasks, tasks > 4 ? threads : 1, [&](int t, int) {
-        slice(t * kUpdateSlice, std::min((t + 1) * kUpdateSlice, n_weights), hypers.weights);
+        optimizer_.update(part_of(all, t * kUpdateSlice, std::min((t + 1) * kUpdateSlice, n_weights)), hypers_.weights);
     });
-    slice(n_weights, n, hypers.biases);
+    optimizer_.update(part_of(all, n_weights, n), hypers_.biases);
 }
 
 template <class T>
@@ -152,15 +162,15 @@ double Engine<T>::accumulate_layered(const Batch<T>& b, T scale, int threads, T*
 }
 
 template <class T>
-double Engine<T>::step_layered(const Batch<T>& b, double scale, int threads, const Hypers<T>& hypers) {
+double Engine<T>::step_layered(const Batch<T>& b, double scale, int threads) {
     if (b.rows > LayeredStep<T>::kMostRows) {
         const double loss = accumulate_layered(b, static_cast<T>(scale), threads, nullptr) * scale;
-        if (std::isfinite(loss)) update(gradient_, 0, 1, hypers, threads);
+        if (std::isfinite(loss)) update(gradient_, 0, 1, threads);
         return loss;
     }
     const double loss = layered_->forward(b, theta_, static_cast<T>(scale), threads) * scale;
     if (!std::isfinite(loss)) return loss;
-    const FusedUpdate<T> fused{&optimizer_, theta_, {states_[0], states_[1]}, hypers};
+    const FusedUpdate<T> fused{&optimizer_, theta_, {states_[0], states_[1]}, hypers_};
     layered_->backward(b.rows, theta_, {nullptr, false, &fused}, threads, false);
     return loss;
 }
@@ -170,11 +180,10 @@ template <class T>
 double Engine<T>::step_batch(const Batch<T>& b, double learning_rate, int threads) {
     const Scales s = scales(b);
     const double regularisation = penalty();
-    count_.advance();
-    const Hypers<T> both = hypers(learning_rate);
-    if (layered_) return step_layered(b, s.loss, threads, both) + regularisation;
+    advance(learning_rate);
+    if (layered_) return step_layered(b, s.loss, threads) + regularisation;
     const double loss = chunked_->compute(b, theta_, static_cast<T>(s.loss), threads) * s.loss;
-    if (std::isfinite(loss)) update(chunked_->gradient(), chunked_->part_stride(), chunked_->parts(), both, threads);
+    if (std::isfinite(loss)) update(chunked_->gradient(), chunked_->part_stride(), chunked_->parts(), threads);
     return loss + regularisation;
 }
 
@@ -289,6 +298,32 @@ double Engine<T>::run_epoch(const Data<T>& data, const TrainOptions& options, in
     return weight > 0 ? loss / weight : loss;
 }
 
+// Epochs from, from + 1, ... with a checkpoint at the end of the first after `interval`. False when a loss or,
+// at a checkpoint, a parameter is not finite.
+template <class T>
+bool Engine<T>::run_epochs(const Data<T>& data, const TrainOptions& options, int64_t interval, int threads,
+                           Interrupts& interrupts, TrainResult& result) {
+    auto done = static_cast<int64_t>(result.losses.size());
+    for (int64_t checkpoint = done + interval; done < options.epochs; ++done) {
+        bool finished = false;
+        const double loss = run_epoch(data, options, done, threads, interrupts, finished);
+        if (!std::isfinite(loss)) return false;
+        if (!finished) {
+            result.interrupted = true;
+            return true;
+        }
+        if (done + 1 == checkpoint || done + 1 == options.epochs) {
+            if (!remember()) return false;
+            remembered_epochs_ = done + 1;
+            checkpoint += interval;
+        }
+        result.losses.push_back(loss);
+    }
+    return true;
+}
+
+// Training that diverges ends at the last good epoch. Where checkpoints are further apart, that epoch is
+// reached again from the one before it: the same steps have the same bits.
 template <class T>
 TrainResult Engine<T>::train(Data<T> data, const TrainOptions& options, const std::function<bool()>& should_stop) {
     transform(data);
@@ -302,24 +337,18 @@ TrainResult Engine<T>::train(Data<T> data, const TrainOptions& options, const st
     Interrupts interrupts(should_stop);
     TrainResult result;
     result.losses.reserve(static_cast<std::size_t>(options.epochs));
-    if (!remember()) {
+    remembered_epochs_ = 0;
+    const int64_t steps = (data.n + options.batch_size - 1) / options.batch_size;
+    const int64_t interval = remembered_ ? std::max<int64_t>(1, kCheckpointSteps / steps) : 1;
+    result.diverged = !remember();
+    if (!result.diverged && !run_epochs(data, options, interval, threads, interrupts, result)) {
         result.diverged = true;
-        return result;
-    }
-    bool good = true;
-    for (int64_t e = 0; good && e < options.epochs; ++e) {
-        bool finished = false;
-        const double loss = run_epoch(data, options, e, threads, interrupts, finished);
-        if (std::isfinite(loss) && !finished) {
-            result.interrupted = true;
-            break;
-        }
-        good = std::isfinite(loss) && remember();
-        if (good) result.losses.push_back(loss);
-    }
-    if (!good) {
         restore();
-        result.diverged = true;
+        if (static_cast<int64_t>(result.losses.size()) > remembered_epochs_) {
+            result.losses.resize(static_cast<std::size_t>(remembered_epochs_));
+            run_epochs(data, options, 1, threads, interrupts, result);
+            restore();
+        }
     }
     if (chunked_) chunked_->forget_inputs();
     return result;

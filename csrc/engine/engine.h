@@ -61,27 +61,31 @@ private:
     void prepare(int64_t rows, int threads);
     double penalty() const;
     double step_batch(const Batch<T>& b, double learning_rate, int threads);
-    double step_layered(const Batch<T>& b, double scale, int threads, const Hypers<T>& hypers);
+    double step_layered(const Batch<T>& b, double scale, int threads);
     double accumulate_layered(const Batch<T>& b, T scale, int threads, T* dx);
-    void update(const T* gradient, ptrdiff_t part_stride, int parts, const Hypers<T>& hypers, int threads);
-    Hypers<T> hypers(double learning_rate) const;
+    void update(const T* gradient, ptrdiff_t part_stride, int parts, int threads);
+    static Hyper<T> constants(const Plan& plan, double l2, double weight_decay);
+    void advance(double learning_rate);
     std::size_t state_size() const;
     bool remember();
     void restore();
     double run_epoch(const Data<T>& data, const TrainOptions& options, int64_t epoch, int threads,
                      Interrupts& interrupts, bool& finished);
+    bool run_epochs(const Data<T>& data, const TrainOptions& options, int64_t interval, int threads,
+                    Interrupts& interrupts, TrainResult& result);
     T* layered_gradient();
 
     const Plan plan_;
     const Kernels<T>& k_;
     std::unique_ptr<Net<T>> net_;
     const Optimizer<T>& optimizer_;
+    Hypers<T> hypers_;  // the same for weights and biases but for l2 and the decay, which spare the biases
     StepCount count_;
     Arena arena_, transform_arena_, gradient_arena_;
     T* theta_ = nullptr;  // parameters, then each state, without a gap
     T* states_[2] = {};
-    T* remembered_ = nullptr;  // parameters and states at the end of the last good epoch
-    int64_t remembered_step_ = 0;
+    T* remembered_ = nullptr;  // the checkpoint: parameters and states when they were last known to be good
+    int64_t remembered_step_ = 0, remembered_epochs_ = 0;
     T* shift_ = nullptr;
     T* scale_ = nullptr;
     T* gradient_ = nullptr;

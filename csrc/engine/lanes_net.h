@@ -48,88 +48,41 @@ public:
         const auto widest = static_cast<std::size_t>(this->plan_.widest());
         ws.rows = rows;
         ws.inputs = {take.take<T>(x_size(rows)), take.take<T>(this->y_size(rows)), take.take<T>(n)};
-        ws.z.assign(this->depth(), nullptr);
-        ws.a.assign(this->depth(), nullptr);
+        ws.lanes_layers.clear();
         for (std::size_t l = 0; l < this->depth(); ++l) {
-            const auto size = static_cast<std::size_t>(this->plan_.layers[l].n_out) * n;
-            ws.a[l] = take.take<T>(size);
-            ws.z[l] = training && this->activation(l).needs_z ? take.take<T>(size) : ws.a[l];
+            const DensePlan& d = this->plan_.layers[l];
+            const LayerParameters& at = this->layout_.layers[l];
+            const Activation<T>& activation = this->activation(l);
+            T* a = take.take<T>(static_cast<std::size_t>(d.n_out) * n);
+            T* z = training && activation.needs_z ? take.take<T>(static_cast<std::size_t>(d.n_out) * n) : a;
+            ws.lanes_layers.push_back({d.n_in, d.n_out, static_cast<ptrdiff_t>(at.weights),
+                                       static_cast<ptrdiff_t>(at.biases), &activation, z, a});
         }
         ws.lanes_delta = take.take<T>(static_cast<std::size_t>(this->plan_.n_out()) * n);
         if (!training) return;
         ws.delta[0] = take.take<T>(widest * n);
         ws.delta[1] = take.take<T>(widest * n);
-        ws.sums = take.take<T>((this->layout_.total) * static_cast<std::size_t>(this->k_.lanes));
+        ws.sums = take.take<T>(this->layout_.total * static_cast<std::size_t>(this->k_.lanes));
     }
 
     void gather_x(const Gather<T>& rows) const override { this->k_.gather_lanes(rows); }
 
     void forward(const Workspace<T>& ws, const T* x, const T* theta, ptrdiff_t rows) const override {
-        const ptrdiff_t lanes = this->whole_lanes(rows);
-        for (std::size_t l = 0; l < this->depth(); ++l) {
-            const DensePlan& d = this->plan_.layers[l];
-            const LayerParameters& at = this->layout_.layers[l];
-            this->k_.product_lanes({.rows = d.n_out,
-                                    .depth = d.n_in,
-                                    .segment = d.n_in,
-                                    .a = theta + at.weights,
-                                    .a_segment = 0,
-                                    .b = x,
-                                    .b_segment = 0,
-                                    .c = ws.z[l],
-                                    .init = Init::rows,
-                                    .bias = theta + at.biases,
-                                    .a_row = 1,
-                                    .a_depth = d.n_out,
-                                    .b_depth = lanes,
-                                    .c_row = lanes,
-                                    .columns = lanes});
-            if (this->activation(l).forward) this->activation(l).forward(ws.z[l], ws.a[l], d.n_out * lanes);
-            x = ws.a[l];
-        }
+        this->k_.lanes_forward(pass(ws, x, theta, rows));
     }
 
-    const T* outputs_in_lanes(const Workspace<T>& ws, ptrdiff_t) const override { return ws.a.back(); }
+    const T* outputs_in_lanes(const Workspace<T>& ws, ptrdiff_t) const override { return ws.lanes_layers.back().a; }
 
     void backward(const Workspace<T>& ws, const T* x, const T* theta, ptrdiff_t rows, T*, bool keep,
                   bool input_gradient) const override {
-        const ptrdiff_t lanes = this->whole_lanes(rows);
-        T* delta = ws.lanes_delta;
-        if (const auto backward = this->activation(this->depth() - 1).backward)
-            backward(ws.z.back(), ws.a.back(), delta, this->plan_.n_out() * lanes);
-        for (std::size_t l = this->depth(); l-- > 0;) {
-            const DensePlan& d = this->plan_.layers[l];
-            const LayerParameters& at = this->layout_.layers[l];
-            this->k_.lane_sums({.x = l ? ws.a[l - 1] : x,
-                                .dy = delta,
-                                .inputs = d.n_in,
-                                .outputs = d.n_out,
-                                .lanes = lanes,
-                                .stride = lanes,
-                                .weights = ws.sums + at.weights * this->k_.lanes,
-                                .biases = ws.sums + at.biases * this->k_.lanes,
-                                .keep = keep});
-            if (l == 0 && !input_gradient) return;
-            T* below = ws.delta[l % 2];
-            this->k_.product_lanes({.rows = d.n_in,
-                                    .depth = d.n_out,
-                                    .segment = d.n_out,
-                                    .a = theta + at.weights,
-                                    .a_segment = 0,
-                                    .b = delta,
-                                    .b_segment = 0,
-                                    .c = below,
-                                    .init = Init::zero,
-                                    .bias = nullptr,
-                                    .a_row = d.n_out,
-                                    .a_depth = 1,
-                                    .b_depth = lanes,
-                                    .c_row = lanes,
-                                    .columns = lanes});
-            if (l > 0 && this->activation(l - 1).backward)
-                this->activation(l - 1).backward(ws.z[l - 1], ws.a[l - 1], below, d.n_in * lanes);
-            delta = below;
-        }
+        LanesPass<T> p = pass(ws, x, theta, rows);
+        p.delta = ws.lanes_delta;
+        p.below[0] = ws.delta[0];
+        p.below[1] = ws.delta[1];
+        p.sums = ws.sums;
+        p.keep = keep;
+        p.input_gradient = input_gradient;
+        this->k_.lanes_backward(p);
     }
 
     void finish_gradient(const Workspace<T>& ws, T* gradient) const override {
@@ -146,6 +99,14 @@ public:
     }
 
 private:
+    LanesPass<T> pass(const Workspace<T>& ws, const T* x, const T* theta, ptrdiff_t rows) const {
+        return {.layers = ws.lanes_layers.data(),
+                .depth = static_cast<ptrdiff_t>(this->depth()),
+                .x = x,
+                .theta = theta,
+                .lanes = this->whole_lanes(rows)};
+    }
+
     std::size_t n_weights_, n_biases_;
 };
 

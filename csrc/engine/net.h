@@ -40,8 +40,9 @@ template <class T>
 struct Workspace {
     ptrdiff_t rows = 0;  // capacity, whole lanes
     TileInputs<T> inputs;
-    std::vector<T*> z, a;  // per layer; z[l] == a[l] unless the activation needs z
-    T* delta[2] = {};      // error of the layer at hand and of the one below
+    std::vector<T*> z, a;                     // PanelNet, per layer; z[l] == a[l] unless the activation needs z
+    std::vector<LanesLayer<T>> lanes_layers;  // LanesNet
+    T* delta[2] = {};                         // error of the layer at hand and of the one below
     T* lanes_z = nullptr;
     T* lanes_delta = nullptr;
     T* sums = nullptr;     // LanesNet: vectors of partial sums, one a parameter
@@ -91,7 +92,11 @@ public:
     const Kernels<T>& kernels() const { return k_; }
     const Loss<T>& loss() const { return loss_; }
     const Plan& plan() const { return plan_; }
-    ptrdiff_t whole_lanes(ptrdiff_t rows) const { return (rows + k_.lanes - 1) / k_.lanes * k_.lanes; }
+    // Lanes are a power of two, and a division would be felt in tiny steps.
+    ptrdiff_t whole_lanes(ptrdiff_t rows) const {
+        const ptrdiff_t lanes = k_.lanes;
+        return (rows + lanes - 1) & -lanes;
+    }
     // Rows of targets in lanes: one a label, else one an output.
     ptrdiff_t y_rows() const { return loss_.takes_labels ? 1 : whole_lanes(plan_.n_out()); }
 

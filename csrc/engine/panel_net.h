@@ -133,7 +133,7 @@ public:
                                           .b = theta + at.weights + (k / P_ * row_panels + o) * block,
                                           .b_segment = row_panels * block,
                                           .c = to,
-                                          .init = k ? Init::keep : Init::lanes,
+                                          .init = k ? Init::keep : Init::bias,
                                           .bias = theta + at.biases + o * P_});
                     if (k + kDepthBlock >= d.n_in && this->activation(l).forward)
                         this->activation(l).forward(to, ws.a[l] + (to - ws.z[l]), rows * P_);

@@ -15,11 +15,10 @@
 
 namespace gradstep {
 
-enum class Init { zero, lanes, rows, keep };
+enum class Init { zero, bias, keep };
 
 // C (rows x width) = init + A (rows x depth) B (depth x width), vectors from B, scalars from A.
-// The depth runs in segments: after each, a and b jump. Panel products have fixed strides
-// (a_row, a_depth, b_depth and c_row are unused); the lanes product takes them from here.
+// The depth runs in segments: after each, a and b jump.
 template <class T>
 struct Product {
     ptrdiff_t rows, depth, segment;
@@ -29,8 +28,7 @@ struct Product {
     ptrdiff_t b_segment;
     T* c;
     Init init;
-    const T* bias;  // Init::lanes: one value a column; Init::rows: one value a row
-    ptrdiff_t a_row, a_depth, b_depth, c_row, columns;
+    const T* bias;  // Init::bias: one value a column
 };
 
 // z and a are the same memory unless needs_z. The identity has null functions.
@@ -108,15 +106,28 @@ struct Gather {
     ptrdiff_t stride;  // rows of a panel, or lanes of a row
 };
 
-// weights[i][o] (whole vectors) (+)= sum over lane vectors of x[i] * dy[o]; biases[o] (+)= sum of dy[o].
+// A layer of a tiny network, samples in the lanes.
 template <class T>
-struct LaneSums {
-    const T* x;
-    const T* dy;
-    ptrdiff_t inputs, outputs, lanes, stride;
-    T* weights;
-    T* biases;
-    bool keep;
+struct LanesLayer {
+    ptrdiff_t inputs, outputs;
+    ptrdiff_t weights, biases;  // offsets into theta and, in vectors, into the sums
+    const Activation<T>* activation;
+    T* z;  // [outputs][lanes], before the activation
+    T* a;  // and after it
+};
+
+// A tile of samples through all layers. From `delta` on: for the backward pass alone.
+template <class T>
+struct LanesPass {
+    const LanesLayer<T>* layers;
+    ptrdiff_t depth;
+    const T* x;  // [inputs][lanes]
+    const T* theta;
+    ptrdiff_t lanes;
+    T* delta;     // [outputs][lanes]: dJ/d(outputs before the link); overwritten
+    T* below[2];  // [widest][lanes]: dJ/d(inputs) of layer l in below[l % 2]
+    T* sums;      // a vector a parameter: written, or added to when `keep`
+    bool keep, input_gradient;
 };
 
 template <class T>
@@ -125,8 +136,8 @@ struct Kernels {
     // By vectors a panel - 1: A in row panels, A in transposed panels.
     void (*product[2])(const Product<T>&) noexcept;
     void (*product_transposed[2])(const Product<T>&) noexcept;
-    void (*product_lanes)(const Product<T>&) noexcept;
-    void (*lane_sums)(const LaneSums<T>&) noexcept;
+    void (*lanes_forward)(const LanesPass<T>&) noexcept;
+    void (*lanes_backward)(const LanesPass<T>&) noexcept;
     // to[i] = sum of vector i of acc, for n of them; zero up to a whole vector.
     void (*sum_vectors)(const T* acc, ptrdiff_t n, T* to) noexcept;
     // sums[P] (+)= column sums of rows x P.
