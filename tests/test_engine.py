@@ -295,3 +295,16 @@ def test_each_instruction_sets_object_exports_one_table_and_shares_no_code(tmp_p
         assert exported == [f"gradstep::kernels_{isa}"]
         needed = {name for kind, name in symbols if kind == "U"}
         assert needed <= {"memcpy", "memset", "memmove", "__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_"}, needed
+
+
+def test_threadpoolctl_limits_the_pool():
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    _core.set_num_threads(3)
+    try:
+        with threadpoolctl.threadpool_limits(1):
+            assert _core.num_threads() == 1
+        assert _core.num_threads() == 3
+        with threadpoolctl.threadpool_limits(2, user_api="gradstep"):
+            assert _core.num_threads() == 2
+    finally:
+        _core.set_num_threads(0)

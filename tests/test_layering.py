@@ -11,7 +11,7 @@ PACKAGE = Path(gradstep.__file__).parent
 
 LAYERS = (
     {"version", "names", "validation", "random"},
-    {"backends.base", "backends.interrupt", "backends.blas_threads"},
+    {"backends.base", "backends.interrupt", "backends.blas_threads", "backends.threadpool_control"},
     {"backends.numpy"},
     {"backends.numba_kernels", "_core"},
     {"backends.numba", "backends.cpp"},

@@ -234,6 +234,14 @@ py::array_t<int64_t> permutation(int64_t n, uint64_t seed, uint32_t epoch) {
 
 }  // namespace
 
+// For threadpoolctl, which finds libraries by their symbols.
+extern "C" __attribute__((visibility("default"))) int gradstep_num_threads() {
+    return gradstep::num_threads();
+}
+extern "C" __attribute__((visibility("default"))) void gradstep_set_num_threads(int n) {
+    gradstep::set_num_threads(n);
+}
+
 PYBIND11_MODULE(_core, m) {
     using namespace py::literals;
     m.doc() = "Compiled engine of gradstep";

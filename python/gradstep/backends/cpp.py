@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gradstep.backends import threadpool_control
 from gradstep.backends.base import Array, Backend, Engine, Parameters, Plan, TrainResult
 
 try:
@@ -19,6 +20,8 @@ except ImportError as error:
         if error.name == "gradstep._core" or "cannot import name" in str(error)
         else f"the compiled core does not load ({error})"
     ) from None
+
+threadpool_control.register()
 
 _PARAMETERS = -1  # the engine's number for the parameters themselves; 0 and 1 are the optimizer's states
 
