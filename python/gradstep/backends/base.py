@@ -82,8 +82,12 @@ class TrainResult:
     interrupted: bool = False
     """Ctrl-C was pressed: training stopped after a whole batch."""
     diverged: bool = False
-    """A loss or parameter became non-finite in epoch ``first_epoch + len(losses)``; parameters and
-    optimizer state are those of the end of the last good epoch."""
+    """A loss or parameter became non-finite in epoch ``first_epoch + len(losses)``."""
+    restored: bool = True
+    """After divergence: parameters and optimizer state are those of the end of the last good epoch. False
+    where a backend keeps no copy of them: they are the last finite ones then, of the last step."""
+    raised: BaseException | None = None
+    """What a signal handler raised in the middle, but for Ctrl-C's: training stopped after a whole batch."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,10 @@ class Engine(ABC):
 
     @abstractmethod
     def step(self, X: Array, y: Array, weight: Array | None, learning_rate: float) -> float:
-        """One forward, backward and update on all rows given; returns the loss before the update."""
+        """One forward, backward and update on all rows given; returns the loss before the update.
+
+        A loss that is not finite is returned, and changes nothing.
+        """
 
     def close(self) -> None:  # noqa: B027
         """Release threads and memory early; optional."""
