@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+import struct
 
 import numpy as np
 import pytest
@@ -61,6 +62,21 @@ def test_header_holds_plain_json_that_any_safetensors_reader_shows(path, tensors
     assert metadata["format_version"] == io.FORMAT_VERSION
     assert metadata["config"] == CONFIG
     assert "gradstep_version" in metadata
+
+
+def test_pipe_is_not_replaced(path, tensors):
+    os.mkfifo(path)
+    with pytest.raises(OSError, match=r"model\.safetensors cannot be replaced: it is not a regular file"):
+        io.write_model(path, CONFIG, tensors)
+    assert stat.S_ISFIFO(path.stat().st_mode)
+    assert names(path.parent) == [path.name]
+
+
+def test_link_to_a_device_is_not_replaced(tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to("/dev/null")
+    with pytest.raises(OSError, match="link cannot be replaced: it is not a regular file"):
+        io.check_writable(link)
 
 
 @pytest.mark.parametrize("crash", [OSError("disk full"), KeyboardInterrupt(), MemoryError()])
@@ -158,6 +174,18 @@ def test_foreign_file_is_refused(path, content):
             {"gradstep": '{"format_version": 999, "gradstep_version": "9.9", "config": {}}'},
             "written by gradstep 9.9 in format 999, but this version reads formats up to 1: upgrade gradstep",
         ),
+        *(
+            (
+                {"gradstep": f'{{"format_version": {version}, "gradstep_version": "1", "config": {{}}}}'},
+                "holds damaged metadata",
+            )
+            for version in ("Infinity", "-Infinity", "1e999", "-3", "0", "true", '"1"', "1.0", "null")
+        ),
+        (
+            {"gradstep": '{"format_version": 1, "gradstep_version": "1", "config": {"l2": NaN}}'},
+            "holds damaged metadata: .*NaN is not JSON",
+        ),
+        ({"gradstep": "[" * 100_000}, "holds damaged metadata"),
     ],
 )
 def test_other_safetensors_files_are_refused(path, header, words):
@@ -165,6 +193,18 @@ def test_other_safetensors_files_are_refused(path, header, words):
     with pytest.raises(ValueError, match=words) as caught:
         io.read_model(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("BF16", 2), ("F8_E4M3", 1)])
+def test_tensor_of_a_type_that_numpy_lacks_is_refused(path, tensors, kind, size):
+    io.write_model(path, CONFIG, tensors)
+    with safetensors.safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    tensor = {"dtype": kind, "shape": [1], "data_offsets": [0, size]}
+    header = json.dumps({"__metadata__": metadata, "W": tensor}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(size))
+    with pytest.raises(ValueError, match=f"holds W as {kind}, which numpy cannot read"):
+        io.read_model(path)
 
 
 def test_missing_files_and_folders_are_said(tmp_path, tensors):
@@ -275,6 +315,53 @@ def test_network_without_parameters_cannot_be_saved_and_harms_no_file(path):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_network_that_is_not_finite_cannot_be_saved_and_harms_no_file(path, monkeypatch, value):
+    net, _, _ = trained()
+    net.save(path)
+    before = path.read_bytes()
+    parameters = net.parameters()
+    parameters["dense_1.W"][2, 1] = value
+    monkeypatch.setattr(net, "parameters", lambda: parameters)
+    with pytest.raises(ValueError, match=r"cannot be saved: dense_1\.W holds NaN or infinity"):
+        net.save(path)
+    assert path.read_bytes() == before
+    assert names(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("classes", ["abc", ["a", "b"], [1, 2, 3], {"a": 1}])
+def test_classes_that_do_not_name_the_outputs_cannot_be_saved(path, classes):
+    net, _, _ = trained()
+    net.classes = classes
+    with pytest.raises(ValueError, match="classes must"):
+        net.save(path)
+    assert names(path.parent) == []
+
+
+def test_two_classes_of_a_single_output_are_saved(path):
+    net = gs.Network([gs.Input(2), gs.Dense(1)], loss="binary_cross_entropy", backend="numpy")
+    net.classes = ["no", "yes"]
+    net.save(path)
+    assert io.load(path, backend="numpy").classes == ["no", "yes"]
+
+
+def test_encoder_of_another_width_cannot_be_saved(path):
+    pl = pytest.importorskip("polars")
+    net, _, _ = trained()
+    net.encoder = TableEncoder().fit(pl.DataFrame({"x": [1.0, 2.0]}))
+    with pytest.raises(ValueError, match=r"as many features as the network has inputs \(4\), got 1"):
+        net.save(path)
+
+
+ENCODER = {
+    "max_categories": 255,
+    "columns": [
+        {"name": name, "kind": "number", "mean": 0.0, "scale": 1.0, "median": 0.0, "indicator": False}
+        for name in "abcd"
+    ],
+}
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -287,6 +374,13 @@ def test_network_without_parameters_cannot_be_saved_and_harms_no_file(path):
         (lambda config, tensors: config["network"]["loss"].update(name="mean"), "unknown loss 'mean'"),
         (lambda config, tensors: config.pop("network"), "lacks 'network' in its metadata"),
         (lambda config, tensors: config.update(encoder={}), "does not describe a TableEncoder"),
+        (lambda config, tensors: config["network"].update(l2=10**400), "int too large"),
+        (lambda config, tensors: config["network"].update(classes="abc"), "classes must be None or a list"),
+        (lambda config, tensors: config["network"].update(classes=["a", "b"]), "classes must have one name"),
+        (
+            lambda config, tensors: config.update(encoder={**ENCODER, "columns": ENCODER["columns"][:3]}),
+            r"as many features as the network has inputs \(4\), got 3",
+        ),
     ],
 )
 def test_model_that_contradicts_itself_is_refused(path, damage, words):
@@ -299,6 +393,15 @@ def test_model_that_contradicts_itself_is_refused(path, damage, words):
         io.load(path, backend="numpy")
     assert "\n" not in str(caught.value)
     assert path.name in str(caught.value)
+
+
+def test_description_that_is_no_object_is_refused(path):
+    net, _, _ = trained()
+    net.save(path)
+    config, tensors = io.read_model(path)
+    io.write_model(path, config | {"description": "train"}, tensors)
+    with pytest.raises(ValueError, match="damaged metadata: description is not an object"):
+        io.read_description(path)
 
 
 def test_unknown_backend_is_said_at_loading(path):

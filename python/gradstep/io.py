@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from gradstep.network import Network
 from gradstep.tables import TableEncoder
+from gradstep.validation import check_integer
 from gradstep.version import __version__
 
 Tensors = dict[str, NDArray[Any]]
@@ -28,6 +29,9 @@ METADATA_KEY = "gradstep"
 
 OPTIMIZER_PREFIX = "optimizer."
 """In front of the names of the optimizer's state; parameters have their own names."""
+
+_DAMAGED = (ValueError, TypeError, KeyError, OverflowError, RecursionError)
+"""What JSON that `save` did not write may raise: its numbers and its depth have no bounds."""
 
 
 def save(
@@ -53,7 +57,8 @@ def save(
     Raises
     ------
     ValueError
-        If the network has no parameters yet.
+        If the network has no parameters yet, parameters that are not finite, or classes or an encoder
+        that do not belong to it.
     OSError
         If the file cannot be written.
     """
@@ -61,6 +66,11 @@ def save(
     if optimizer:
         state = network.optimizer_state()
         tensors.update({OPTIMIZER_PREFIX + name: value for name, value in state.items()})
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise ValueError(f"the network cannot be saved: {name} holds NaN or infinity")
+    _check_classes(network.classes, network.n_out)
+    _check_encoder(network)
     config = {
         "network": network.config,
         "encoder": None if network.encoder is None else network.encoder.to_config(),
@@ -96,12 +106,14 @@ def load(path: str | os.PathLike[str], *, backend: str = "auto") -> Network:
     config, tensors = read_model(path)
     try:
         network = Network.from_config(config["network"], backend=backend)
+        _check_classes(config["network"]["classes"], network.n_out)
         if config["encoder"] is not None:
             network.encoder = TableEncoder.from_config(config["encoder"])
         _set_tensors(network, tensors)
+        _check_encoder(network)
     except KeyError as error:
         raise ValueError(f"{os.fspath(path)} lacks {error} in its metadata") from None
-    except (ValueError, TypeError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"{os.fspath(path)} does not hold a whole model: {error}") from None
     return network
 
@@ -124,7 +136,30 @@ def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
     OSError, ValueError
         As `load`.
     """
-    return dict(_read(path, with_tensors=False)[0].get("description") or {})
+    description = _read(path, with_tensors=False)[0].get("description") or {}
+    if not isinstance(description, dict):
+        raise ValueError(f"{os.fspath(path)} holds damaged metadata: description is not an object")
+    return description
+
+
+def _check_classes(classes: Any, n_out: int) -> None:
+    """One name for each output; the single output of two classes may have two."""
+    if classes is None:
+        return
+    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"classes must be None or a list of text, got {classes!r}")
+    if len(classes) not in (n_out, max(n_out, 2)):
+        raise ValueError(
+            f"classes must have one name for each of the {n_out} output(s) of the network, got {len(classes)}"
+        )
+
+
+def _check_encoder(network: Network) -> None:
+    if network.encoder is not None and network.encoder.n_features != network.n_in:
+        raise ValueError(
+            f"the encoder must make as many features as the network has inputs ({network.n_in}), "
+            f"got {network.encoder.n_features}"
+        )
 
 
 def _set_tensors(network: Network, tensors: Tensors) -> None:
@@ -210,21 +245,31 @@ def _read(path: str | os.PathLike[str], with_tensors: bool) -> tuple[dict[str, A
         with safe_open(path, framework="numpy") as file:
             config = _read_config(name, file.metadata() or {})
             keys = list(file.keys()) if with_tensors else []
-            return config, {key: file.get_tensor(key) for key in keys}
+            return config, {key: _read_tensor(name, file, key) for key in keys}
     except SafetensorError as error:
         reason = str(error).removeprefix("Error while deserializing header: ")
         raise ValueError(f"{name} is truncated or not a model file of gradstep ({reason})") from None
+
+
+def _read_tensor(name: str, file: Any, key: str) -> NDArray[Any]:
+    try:
+        tensor: NDArray[Any] = file.get_tensor(key)
+    except (TypeError, AttributeError):
+        # How safetensors says that numpy has no such type.
+        kind = file.get_slice(key).get_dtype()
+        raise ValueError(f"{name} holds {key} as {kind}, which numpy cannot read") from None
+    return tensor
 
 
 def _read_config(name: str, header: Mapping[str, str]) -> dict[str, Any]:
     if METADATA_KEY not in header:
         raise ValueError(f"{name} is a safetensors file, but not a model of gradstep")
     try:
-        metadata = json.loads(header[METADATA_KEY])
-        version = int(metadata["format_version"])
+        metadata = json.loads(header[METADATA_KEY], parse_constant=_refuse_constant)
+        version = check_integer("format_version", metadata["format_version"], minimum=1)
         writer = metadata["gradstep_version"]
         config = metadata["config"]
-    except (ValueError, TypeError, KeyError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"{name} holds damaged metadata: {error!r}") from None
     if version > FORMAT_VERSION:
         raise ValueError(
@@ -234,6 +279,10 @@ def _read_config(name: str, header: Mapping[str, str]) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"{name} holds damaged metadata: config is not an object")
     return config
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is not JSON")
 
 
 @contextmanager
@@ -252,10 +301,17 @@ def replace_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
     ------
     Path
         An empty file in the same folder.
+
+    Raises
+    ------
+    OSError
+        If path is a folder, a device or a pipe, or its folder does not exist or allow it.
     """
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(f"{os.fspath(path)} is a folder: name a file in it")
+    if target.exists() and not target.is_file():
+        raise OSError(f"{os.fspath(path)} cannot be replaced: it is not a regular file")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{os.fspath(path)} cannot be written: there is no folder {target.parent}")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
