@@ -1,16 +1,21 @@
-// The Python module gradstep._core: converts arguments, releases the GIL, and nothing else. Arguments were
-// validated in Python.
+// The Python module gradstep._core: converts arguments and results, and keeps Python's locks and signals in order.
 #include <pybind11/functional.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <chrono>
+#include <algorithm>
+#include <atomic>
+#include <functional>
+#include <map>
+#include <memory>
 #include <mutex>
 #include <optional>
+#include <thread>
 
 #include "engine/dispatch.h"
 #include "engine/engine.h"
+#include "engine/peak.h"
 #include "engine/threads.h"
 
 namespace py = pybind11;
@@ -22,71 +27,133 @@ using namespace gradstep;
 template <class T>
 using Matrix = py::array_t<T, py::array::c_style>;
 
+using LayerList = std::vector<std::tuple<int64_t, int64_t, std::string>>;
+using Options = std::map<std::string, double>;
+
+struct Option {
+    const char* name;
+    double Plan::* value;
+};
+constexpr Option kOptimizerOptions[] = {
+    {"momentum", &Plan::momentum}, {"nesterov", &Plan::nesterov}, {"beta1", &Plan::beta1},
+    {"beta2", &Plan::beta2},       {"epsilon", &Plan::epsilon},   {"weight_decay", &Plan::weight_decay},
+};
+constexpr Option kLossOptions[] = {{"delta", &Plan::loss_option}};
+
+template <int N>
+void set_options(Plan& plan, const Option (&known)[N], const Options& given) {
+    for (const auto& [name, value] : given) {
+        const auto* at = std::find_if(known, known + N, [&name = name](const Option& o) { return name == o.name; });
+        if (at == known + N)
+            throw std::invalid_argument("the compiled backend does not know the option '" + name + "'");
+        plan.*at->value = value;
+    }
+}
+
 // Layers as (n_in, n_out, activation); options by name, as in base.Plan.
-Plan make_plan(const std::vector<std::tuple<int64_t, int64_t, std::string>>& layers, const std::string& loss,
-               double loss_option, const std::string& optimizer, const std::map<std::string, double>& options,
-               double l2) {
+Plan make_plan(const LayerList& layers, const std::string& loss, const Options& loss_options,
+               const std::string& optimizer, const Options& optimizer_options, double l2) {
     Plan plan;
     for (const auto& [n_in, n_out, activation] : layers) plan.layers.push_back({n_in, n_out, activation});
-    const auto option = [&](const char* name) {
-        const auto at = options.find(name);
-        return at == options.end() ? 0.0 : at->second;
-    };
     plan.loss = loss;
-    plan.loss_option = loss_option;
     plan.optimizer = optimizer;
-    plan.momentum = option("momentum");
-    plan.nesterov = option("nesterov");
-    plan.beta1 = option("beta1");
-    plan.beta2 = option("beta2");
-    plan.epsilon = option("epsilon");
-    plan.weight_decay = option("weight_decay");
     plan.l2 = l2;
+    set_options(plan, kLossOptions, loss_options);
+    set_options(plan, kOptimizerOptions, optimizer_options);
     return plan;
 }
 
-// An engine, the lock that keeps two Python threads from using it at once, and conversions.
+void require(bool condition, const char* what) {
+    if (!condition) throw std::invalid_argument(what);
+}
+
+// Runs pending Python signal handlers; keeps what one of them raised.
+class Signals {
+public:
+    std::function<bool()> check() {
+        return [this] {
+            const py::gil_scoped_acquire gil;
+            if (PyErr_CheckSignals() == 0) return false;
+            raised_.emplace();
+            return true;
+        };
+    }
+
+    void rethrow() const {
+        if (raised_) throw *raised_;
+    }
+
+    // The exception, or None; also None for Ctrl-C's, which training answers by stopping.
+    py::object unusual() const {
+        if (!raised_ || raised_->matches(PyExc_KeyboardInterrupt)) return py::none();
+        if (raised_->trace()) PyException_SetTraceback(raised_->value().ptr(), raised_->trace().ptr());
+        return raised_->value();
+    }
+
+private:
+    std::optional<py::error_already_set> raised_;
+};
+
+// An engine, the lock that lets one Python thread at a time use it, and conversions. Values were validated in
+// Python; types and shapes are checked again, because a slip would read beyond an array.
 template <class T>
 class PyEngine {
 public:
-    PyEngine(const std::vector<std::tuple<int64_t, int64_t, std::string>>& layers, const std::string& loss,
-             double loss_option, const std::string& optimizer, const std::map<std::string, double>& options, double l2)
-        : engine_(make_plan(layers, loss, loss_option, optimizer, options, l2), kernels()) {}
+    PyEngine(const LayerList& layers, const std::string& loss, const Options& loss_options,
+             const std::string& optimizer, const Options& optimizer_options, double l2)
+        : engine_(make_plan(layers, loss, loss_options, optimizer, optimizer_options, l2), kernels()) {}
 
     using Layers = std::vector<std::pair<Matrix<T>, Matrix<T>>>;
 
     Layers get(int what) {
         Layers layers = empty_layers();
-        for (std::size_t l = 0; l < layers.size(); ++l)
-            engine_.get(what, l, layers[l].first.mutable_data(), layers[l].second.mutable_data());
+        const std::vector<T*> W = weights_of(layers), b = biases_of(layers);
+        const Busy busy(*this);
+        for (std::size_t l = 0; l < W.size(); ++l) engine_.get(what, l, W[l], b[l]);
         return layers;
     }
 
     void set(int what, std::size_t layer, const Matrix<T>& W, const Matrix<T>& b) {
-        engine_.set(what, layer, W.data(), b.data());
+        const DensePlan& d = engine_.plan().layers.at(layer);
+        require(W.ndim() == 2 && W.shape(0) == d.n_in && W.shape(1) == d.n_out, "W must be (n_in, n_out)");
+        require(b.ndim() == 1 && b.shape(0) == d.n_out, "b must be (n_out,)");
+        const T *weights = W.data(), *biases = b.data();
+        const Busy busy(*this);
+        engine_.set(what, layer, weights, biases);
     }
 
     void set_input_transform(const std::optional<Matrix<T>>& shift, const std::optional<Matrix<T>>& scale) {
-        engine_.set_input_transform(shift ? shift->data() : nullptr, scale ? scale->data() : nullptr);
+        for (const auto& array : {shift, scale})
+            require(!array || (array->ndim() == 1 && array->shape(0) == engine_.plan().n_in()),
+                    "shift and scale must be (n_in,)");
+        require(shift.has_value() == scale.has_value(), "shift and scale must both be given, or none");
+        const T* first = shift ? shift->data() : nullptr;
+        const T* second = scale ? scale->data() : nullptr;
+        const Busy busy(*this);
+        engine_.set_input_transform(first, second);
     }
 
     double predict(const Matrix<T>& X, const py::object& y, const std::optional<Matrix<T>>& weight,
                    std::optional<Matrix<T>>& out) {
         const Data<T> data = data_of(X, y, weight);
+        require(!out || (out->ndim() == 2 && out->shape(0) == data.n && out->shape(1) == engine_.plan().n_out()),
+                "out must be (n, n_out)");
         T* to = out ? out->mutable_data() : nullptr;
-        const Busy busy(*this);
-        return engine_.predict(data, to);
+        Signals signals;
+        double loss = 0;
+        {
+            const Busy busy(*this);
+            loss = engine_.predict(data, to, signals.check());
+        }
+        signals.rethrow();
+        return loss;
     }
 
     py::tuple loss_and_gradients(const Matrix<T>& X, const py::object& y, const std::optional<Matrix<T>>& weight,
                                  bool input_gradient) {
         const Data<T> data = data_of(X, y, weight);
         Layers layers = empty_layers();
-        std::vector<T*> W, b;
-        for (auto& [weights, biases] : layers) {
-            W.push_back(weights.mutable_data());
-            b.push_back(biases.mutable_data());
-        }
+        const std::vector<T*> W = weights_of(layers), b = biases_of(layers);
         std::optional<Matrix<T>> dx;
         if (input_gradient) dx.emplace(std::vector<py::ssize_t>{X.shape(0), X.shape(1)});
         T* to = dx ? dx->mutable_data() : nullptr;
@@ -108,26 +175,28 @@ public:
                     int64_t batch_size, const Matrix<double>& learning_rates, uint64_t seed, uint32_t first_epoch,
                     bool shuffle) {
         const Data<T> data = data_of(X, y, weight);
+        require(batch_size > 0, "batch_size must be positive");
+        require(learning_rates.ndim() == 1 && learning_rates.shape(0) == epochs, "learning_rates must be (epochs,)");
         const TrainOptions options{epochs, batch_size, learning_rates.data(), seed, first_epoch, shuffle};
-        std::optional<py::error_already_set> raised;
-        const auto should_stop = [&raised] {
-            const py::gil_scoped_acquire gil;
-            if (PyErr_CheckSignals() == 0) return false;
-            raised.emplace();
-            return true;
-        };
+        Signals signals;
         TrainResult result;
         {
             const Busy busy(*this);
-            result = engine_.train(data, options, should_stop);
+            result = engine_.train(data, options, signals.check());
         }
-        if (raised && !raised->matches(PyExc_KeyboardInterrupt)) throw *raised;
         const py::array_t<double> losses(static_cast<py::ssize_t>(result.losses.size()), result.losses.data());
-        return py::make_tuple(losses, result.interrupted, result.diverged);
+        return py::make_tuple(losses, result.interrupted, result.diverged, result.restored, signals.unusual());
     }
 
-    int64_t step_count() const { return engine_.step_count(); }
-    void set_step_count(int64_t step) { engine_.set_step_count(step); }
+    int64_t step_count() {
+        const Busy busy(*this);
+        return engine_.step_count();
+    }
+
+    void set_step_count(int64_t step) {
+        const Busy busy(*this);
+        engine_.set_step_count(step);
+    }
 
     std::vector<std::string> state_names() const {
         std::vector<std::string> names;
@@ -136,12 +205,38 @@ public:
     }
 
 private:
-    // Releases the GIL first, so that waiting for another thread's call cannot block that thread.
-    struct Busy {
-        explicit Busy(PyEngine& engine) : lock(engine.mutex_) {}
-        py::gil_scoped_release gil;
-        std::lock_guard<std::mutex> lock;
+    // The engine's lock, with the GIL released first: waiting for another thread's call must not block that
+    // thread.
+    class Busy {
+    public:
+        explicit Busy(PyEngine& engine) : engine_(engine), mutex_(engine.mutex()), lock_(mutex_) {
+            engine_.owner_ = std::this_thread::get_id();
+        }
+        ~Busy() { engine_.owner_ = std::thread::id(); }
+        Busy(const Busy&) = delete;
+        Busy& operator=(const Busy&) = delete;
+
+    private:
+        PyEngine& engine_;
+        std::mutex& mutex_;
+        py::gil_scoped_release gil_;
+        std::lock_guard<std::mutex> lock_;
     };
+
+    // The lock, unless this thread holds it already: a signal handler runs in the middle of a call. In a forked
+    // child it may have been taken by a thread that does not exist there; the child gets a new one.
+    std::mutex& mutex() {
+        if (generation_ != fork_generation()) {
+            static_cast<void>(mutex_.release());
+            mutex_ = std::make_unique<std::mutex>();
+            owner_ = std::thread::id();
+            generation_ = fork_generation();
+        }
+        if (owner_ == std::this_thread::get_id())
+            throw std::runtime_error(
+                "this network is at work: a signal handler cannot use it before that call returns");
+        return *mutex_;
+    }
 
     Layers empty_layers() const {
         Layers layers;
@@ -151,20 +246,49 @@ private:
         return layers;
     }
 
-    static Data<T> data_of(const Matrix<T>& X, const py::object& y, const std::optional<Matrix<T>>& weight) {
+    static std::vector<T*> weights_of(Layers& layers) {
+        std::vector<T*> pointers;
+        for (auto& [W, b] : layers) pointers.push_back(W.mutable_data());
+        return pointers;
+    }
+
+    static std::vector<T*> biases_of(Layers& layers) {
+        std::vector<T*> pointers;
+        for (auto& [W, b] : layers) pointers.push_back(b.mutable_data());
+        return pointers;
+    }
+
+    Data<T> data_of(const Matrix<T>& X, const py::object& y, const std::optional<Matrix<T>>& weight) const {
         Data<T> data;
+        require(X.ndim() == 2 && X.shape(0) > 0 && X.shape(1) == engine_.plan().n_in(), "X must be (n, n_in), n > 0");
         data.x = X.data();
         data.n = X.shape(0);
-        if (py::isinstance<Matrix<int32_t>>(y))
-            data.labels = py::reinterpret_borrow<Matrix<int32_t>>(y).data();
-        else if (!y.is_none())
-            data.y = py::reinterpret_borrow<Matrix<T>>(y).data();
+        set_targets(data, y);
+        require(!weight || (weight->ndim() == 1 && weight->shape(0) == data.n), "weight must be (n,)");
         data.weight = weight ? weight->data() : nullptr;
         return data;
     }
 
+    void set_targets(Data<T>& data, const py::object& y) const {
+        if (y.is_none()) return;
+        if (engine_.takes_labels()) {
+            require(py::isinstance<Matrix<int32_t>>(y), "y must be int32 and C-contiguous");
+            const auto labels = py::reinterpret_borrow<Matrix<int32_t>>(y);
+            require(labels.ndim() == 1 && labels.shape(0) == data.n, "y must be (n,)");
+            data.labels = labels.data();
+        } else {
+            require(py::isinstance<Matrix<T>>(y), "y must have the engine's dtype and be C-contiguous");
+            const auto targets = py::reinterpret_borrow<Matrix<T>>(y);
+            require(targets.ndim() == 2 && targets.shape(0) == data.n && targets.shape(1) == engine_.plan().n_out(),
+                    "y must be (n, n_out)");
+            data.y = targets.data();
+        }
+    }
+
     Engine<T> engine_;
-    std::mutex mutex_;
+    std::unique_ptr<std::mutex> mutex_ = std::make_unique<std::mutex>();
+    std::atomic<std::thread::id> owner_{};
+    int generation_ = fork_generation();
 };
 
 template <class T>
@@ -173,9 +297,9 @@ void register_engine(py::module_& m, const char* name) {
     using namespace py::literals;
     const auto exact = [](const char* argument) { return py::arg(argument).noconvert(); };
     py::class_<E>(m, name)
-        .def(py::init<const std::vector<std::tuple<int64_t, int64_t, std::string>>&, const std::string&, double,
-                      const std::string&, const std::map<std::string, double>&, double>(),
-             "layers"_a, "loss"_a, "loss_option"_a, "optimizer"_a, "optimizer_options"_a, "l2"_a)
+        .def(py::init<const LayerList&, const std::string&, const Options&, const std::string&, const Options&,
+                      double>(),
+             "layers"_a, "loss"_a, "loss_options"_a, "optimizer"_a, "optimizer_options"_a, "l2"_a)
         .def("get", &E::get, "what"_a)
         .def("set", &E::set, "what"_a, "layer"_a, exact("W"), exact("b"))
         .def("set_input_transform", &E::set_input_transform, exact("shift"), exact("scale"))
@@ -193,37 +317,6 @@ std::vector<std::string> names(const Entry* entries, int n) {
     std::vector<std::string> list;
     for (int i = 0; i < n; ++i) list.emplace_back(entries[i].name);
     return list;
-}
-
-// Floating-point operations a second, in units of 1e9, of independent multiply-adds in registers.
-double fma_peak(int threads, double seconds, const std::optional<std::string>& isa, bool float64) {
-    const KernelTable& table = isa ? kernels(*isa) : kernels();
-    const auto run = [&](int64_t repeats) {
-        return float64 ? table.f64.fma_peak(repeats) : table.f32.fma_peak(repeats);
-    };
-    using Clock = std::chrono::steady_clock;
-    const auto timed = [&](int64_t repeats) {
-        const auto start = Clock::now();
-        double operations = 0;
-        std::mutex mutex;
-        parallel_for(threads, threads, [&](int, int) {
-            const double done = run(repeats);
-            const std::lock_guard<std::mutex> lock(mutex);
-            operations += done;
-        });
-        const double elapsed = std::chrono::duration<double>(Clock::now() - start).count();
-        return std::pair(operations, elapsed);
-    };
-    const py::gil_scoped_release gil;
-    constexpr int64_t probe = 200'000;
-    const auto [_, probe_seconds] = timed(probe);
-    double best = 0;
-    for (int round = 0; round < 5; ++round) {
-        const auto [operations, elapsed] =
-            timed(std::max<int64_t>(1, static_cast<int64_t>(probe * seconds / 5 / probe_seconds)));
-        best = std::max(best, operations / elapsed);
-    }
-    return best / 1e9;
 }
 
 py::array_t<int64_t> permutation(int64_t n, uint64_t seed, uint32_t epoch) {
@@ -255,7 +348,7 @@ PYBIND11_MODULE(_core, m) {
     m.def("num_threads", &num_threads);
     m.def("default_num_threads", &default_num_threads);
     m.def("set_num_threads", &set_num_threads, "n"_a, "0 restores the default.");
-    m.def("fma_peak", &fma_peak, "threads"_a, "seconds"_a = 0.25, "isa"_a = py::none(), "float64"_a = false,
-          "Measured peak of fused multiply-adds, GFLOP/s.");
+    m.def("fma_peak", &fma_peak, py::call_guard<py::gil_scoped_release>(), "threads"_a, "seconds"_a = 0.25,
+          "isa"_a = py::none(), "float64"_a = false, "Measured peak of fused multiply-adds, GFLOP/s.");
     m.def("permutation", &permutation, "n"_a, "seed"_a, "epoch"_a);
 }

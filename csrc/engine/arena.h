@@ -39,7 +39,8 @@ public:
     Arena& operator=(const Arena&) = delete;
     ~Arena() { std::free(memory_); }
 
-    // Replaces what the arena held; plan(Taker&) is called twice. Throws std::bad_alloc.
+    // Replaces what the arena held; plan(Taker&) is called twice. Throws std::bad_alloc, and then leaves the
+    // plan's pointers null.
     template <class Plan>
     void allocate(Plan&& plan) {
         Taker measure(nullptr);

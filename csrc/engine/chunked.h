@@ -26,16 +26,18 @@ public:
         threads = std::min(threads, parts);
         const ptrdiff_t tile = std::min<ptrdiff_t>(kTileRows, net_.whole_lanes(rows));
         if (threads <= static_cast<int>(workspaces_.size()) && parts <= parts_ && tile <= tile_capacity_) return;
-        parts_ = std::max(parts, parts_);
-        tile_capacity_ = std::max(tile, tile_capacity_);
-        workspaces_.resize(std::max(static_cast<std::size_t>(threads), workspaces_.size()));
-        losses_.resize(static_cast<std::size_t>(parts_));
-        tile_ = tile_capacity_;
+        const int most_parts = std::max(parts, parts_);
+        tile_ = std::max(tile, tile_capacity_);
+        parts_ = 0;  // nothing fits until the new memory is there
         partition_.rows = -1;
+        workspaces_.resize(std::max(static_cast<std::size_t>(threads), workspaces_.size()));
+        losses_.resize(static_cast<std::size_t>(most_parts));
         arena_.allocate([&](Taker& take) {
-            gradients_ = take.template take<T>(net_.parameters().total * static_cast<std::size_t>(parts_));
+            gradients_ = take.template take<T>(net_.parameters().total * static_cast<std::size_t>(most_parts));
             for (Workspace<T>& ws : workspaces_) net_.take_workspace(take, ws, tile_, true);
         });
+        parts_ = most_parts;
+        tile_capacity_ = tile_;
     }
 
     int chunks(int64_t rows) const {
@@ -145,9 +147,16 @@ private:
     }
 
     double loss_of(int64_t rows, const TileInputs<T>& in, const Workspace<T>& ws, T scale) const {
-        return net_.loss().value({net_.outputs_in_lanes(ws, rows), in.y, in.weight, ws.lanes_delta, nullptr,
-                                  net_.plan().n_out(), net_.whole_lanes(rows), net_.tile_stride(rows, tile_), scale,
-                                  static_cast<T>(net_.plan().loss_option)});
+        return net_.loss().value({.z = net_.outputs_in_lanes(ws, rows),
+                                  .y = in.y,
+                                  .weight = in.weight,
+                                  .delta = ws.lanes_delta,
+                                  .link = nullptr,
+                                  .outputs = net_.plan().n_out(),
+                                  .lanes = net_.whole_lanes(rows),
+                                  .stride = net_.tile_stride(rows, tile_),
+                                  .scale = scale,
+                                  .option = static_cast<T>(net_.plan().loss_option)});
     }
 
     const Net<T>& net_;

@@ -29,9 +29,16 @@ std::string joined(const std::vector<std::string>& names) {
     return text;
 }
 
+const KernelTable& named(const std::string& isa, const char* argument) {
+    for (const Candidate& c : candidates)
+        if (isa == c.table->isa && c.supported()) return *c.table;
+    throw std::invalid_argument(std::string(argument) + " must be one of " + joined(instruction_sets()) +
+                                " on this machine, not '" + isa + "'");
+}
+
 const KernelTable& choose() {
     const char* forced = std::getenv("GRADSTEP_ISA");
-    if (forced && *forced) return kernels(forced);
+    if (forced && *forced) return named(forced, "GRADSTEP_ISA");
     for (const Candidate& c : candidates)
         if (c.supported()) return *c.table;
     throw std::invalid_argument("this processor lacks SSE4.2, which the compiled backend needs");
@@ -47,10 +54,7 @@ std::vector<std::string> instruction_sets() {
 }
 
 const KernelTable& kernels(const std::string& isa) {
-    for (const Candidate& c : candidates)
-        if (isa == c.table->isa && c.supported()) return *c.table;
-    throw std::invalid_argument("GRADSTEP_ISA must be one of " + joined(instruction_sets()) +
-                                " on this machine, not '" + isa + "'");
+    return named(isa, "isa");
 }
 
 const KernelTable& kernels() {

@@ -1,7 +1,8 @@
 #include "engine/engine.h"
 
-#include <chrono>
+#include <atomic>
 #include <cmath>
+#include <limits>
 
 #include "engine/dispatch.h"
 
@@ -9,21 +10,16 @@ namespace gradstep {
 
 namespace {
 
-// Larger networks keep no copy of the last good epoch: their steps stop before an update that follows a
-// loss that is not finite.
+// Larger networks keep no checkpoint: their updates are guarded, so that nothing becomes NaN or infinite.
 constexpr std::size_t kMostRemembered = std::size_t{64} << 20;
 
 // A checkpoint is taken at the end of the first epoch after so many steps.
 constexpr int64_t kCheckpointSteps = 64;
 
-constexpr ptrdiff_t kUpdateSlice = 16 * 1024;  // elements that one task updates
+constexpr int64_t kPredictedRows = 8192;  // between two looks at should_stop
 
-template <class T>
-UpdateSlice<T> part_of(const UpdateSlice<T>& s, ptrdiff_t from, ptrdiff_t to) {
-    T* first = s.state[0] ? s.state[0] + from : nullptr;
-    T* second = s.state[1] ? s.state[1] + from : nullptr;
-    return {s.theta + from, {first, second}, s.gradient + from, s.part_stride, s.parts, to - from};
-}
+constexpr ptrdiff_t kUpdateSlice = 16 * 1024;  // elements that one task updates
+constexpr int kSharedSlices = 4;               // more of them are worth a second thread
 
 }  // namespace
 
@@ -32,16 +28,15 @@ Engine<T>::Engine(const Plan& plan, const KernelTable& table)
     : plan_(plan),
       k_(of_type<T>(table)),
       net_(make_net(k_, plan)),
-      optimizer_(find(k_.optimizers, k_.n_optimizers, plan.optimizer)),
-      hypers_{constants(plan, plan.l2, plan.weight_decay), constants(plan, 0, 0)},
+      update_(find(k_.optimizers, k_.n_optimizers, plan.optimizer), plan),
       count_(plan.beta1, plan.beta2),
       inference_(*net_) {
     const std::size_t n = net_->parameters().total;
-    const std::size_t arrays = 1 + static_cast<std::size_t>(optimizer_.states);
+    const std::size_t arrays = 1 + static_cast<std::size_t>(optimizer().states);
     const bool remembers = n * arrays * sizeof(T) <= kMostRemembered;
     arena_.allocate([&](Taker& take) {
-        theta_ = take.template take<T>(n * arrays);
-        for (std::size_t s = 1; s < arrays; ++s) states_[s - 1] = theta_ + s * n;
+        update_.theta = take.template take<T>(n * arrays);
+        for (std::size_t s = 1; s < arrays; ++s) update_.state[s - 1] = update_.theta + s * n;
         remembered_ = remembers ? take.template take<T>(n * arrays) : nullptr;
     });
     if (fits_cache<T>(plan))
@@ -52,12 +47,12 @@ Engine<T>::Engine(const Plan& plan, const KernelTable& table)
 
 template <class T>
 void Engine<T>::get(int what, std::size_t layer, T* W, T* b) const {
-    net_->unpack(layer, what < 0 ? theta_ : states_[what], W, b);
+    net_->unpack(layer, what < 0 ? update_.theta : update_.state[what], W, b);
 }
 
 template <class T>
 void Engine<T>::set(int what, std::size_t layer, const T* W, const T* b) {
-    net_->pack(layer, W, b, what < 0 ? theta_ : states_[what]);
+    net_->pack(layer, W, b, what < 0 ? update_.theta : update_.state[what]);
 }
 
 template <class T>
@@ -92,53 +87,44 @@ void Engine<T>::prepare(int64_t rows, int threads) {
         chunked_->prepare(rows, threads);
     else
         layered_->prepare(rows, threads);
+    if (layered_ && rows > LayeredStep<T>::kMostRows) layered_gradient();
 }
 
 template <class T>
-double Engine<T>::penalty() const {
+double Engine<T>::penalty(int threads) {
     if (plan_.l2 == 0) return 0;
-    return plan_.l2 / 2 * k_.sum_squares(theta_, static_cast<ptrdiff_t>(net_->parameters().weights));
+    const auto n = static_cast<ptrdiff_t>(net_->parameters().weights);
+    const int tasks = static_cast<int>((n + kUpdateSlice - 1) / kUpdateSlice);
+    squares_.resize(static_cast<std::size_t>(tasks));
+    parallel_for(tasks, tasks > kSharedSlices ? threads : 1, [&](int t, int) {
+        const ptrdiff_t from = t * kUpdateSlice;
+        squares_[static_cast<std::size_t>(t)] = k_.sum_squares(update_.theta + from, std::min(kUpdateSlice, n - from));
+    });
+    double sum = 0;
+    for (const double square : squares_) sum += square;
+    return plan_.l2 / 2 * sum;
 }
 
+// The update of all parameters by a gradient in memory. False if they would overflow: then nothing changed.
 template <class T>
-Hyper<T> Engine<T>::constants(const Plan& plan, double l2, double weight_decay) {
-    Hyper<T> h{};
-    h.l2 = static_cast<T>(l2);
-    h.momentum = static_cast<T>(plan.momentum);
-    h.nesterov = static_cast<T>(plan.nesterov);
-    h.beta1 = static_cast<T>(plan.beta1);
-    h.beta2 = static_cast<T>(plan.beta2);
-    h.epsilon = static_cast<T>(plan.epsilon);
-    h.weight_decay = static_cast<T>(weight_decay);
-    return h;
-}
-
-// What changes from step to step.
-template <class T>
-void Engine<T>::advance(double learning_rate) {
-    count_.advance();
-    for (Hyper<T>* h : {&hypers_.weights, &hypers_.biases}) {
-        h->learning_rate = static_cast<T>(learning_rate);
-        if (optimizer_.states < 2) continue;
-        h->step_size = static_cast<T>(learning_rate / count_.correction1());
-        h->second_correction = static_cast<T>(1 / std::sqrt(count_.correction2()));
-    }
-}
-
-template <class T>
-void Engine<T>::update(const T* gradient, ptrdiff_t part_stride, int parts, int threads) {
+bool Engine<T>::apply(const T* gradient, ptrdiff_t part_stride, int parts, int threads) {
     const auto n_weights = static_cast<ptrdiff_t>(net_->parameters().weights);
     const auto n = static_cast<ptrdiff_t>(net_->parameters().total);
-    const UpdateSlice<T> all{theta_, {states_[0], states_[1]}, gradient, part_stride, parts, n};
+    for (int part = 0; guarded_ && part < parts; ++part)
+        if (!k_.squares_finite(gradient + part * part_stride, n)) return false;
     if (n <= kUpdateSlice && plan_.l2 == 0 && plan_.weight_decay == 0) {  // tiny: one call for all
-        optimizer_.update(all, hypers_.biases);
-        return;
+        update_(0, n, gradient, part_stride, parts, update_.hypers.biases);
+        return true;
     }
     const int tasks = static_cast<int>((n_weights + kUpdateSlice - 1) / kUpdateSlice);
-    parallel_for(tasks, tasks > 4 ? threads : 1, [&](int t, int) {
-        optimizer_.update(part_of(all, t * kUpdateSlice, std::min((t + 1) * kUpdateSlice, n_weights)), hypers_.weights);
+    parallel_for(tasks, tasks > kSharedSlices ? threads : 1, [&](int t, int) {
+        const ptrdiff_t from = t * kUpdateSlice;
+        update_(static_cast<std::size_t>(from), std::min(kUpdateSlice, n_weights - from), gradient + from, part_stride,
+                parts, update_.hypers.weights);
     });
-    optimizer_.update(part_of(all, n_weights, n), hypers_.biases);
+    update_(static_cast<std::size_t>(n_weights), n - n_weights, gradient + n_weights, part_stride, parts,
+            update_.hypers.biases);
+    return true;
 }
 
 template <class T>
@@ -154,37 +140,39 @@ double Engine<T>::accumulate_layered(const Batch<T>& b, T scale, int threads, T*
     double loss = 0;
     for (int64_t r = 0; r < b.rows; r += LayeredStep<T>::kMostRows) {
         const Batch<T> part = b.part(r, std::min(r + LayeredStep<T>::kMostRows, b.rows));
-        loss += layered_->forward(part, theta_, scale, threads);
-        layered_->backward(part.rows, theta_, {layered_gradient(), r > 0, nullptr}, threads, dx != nullptr);
+        loss += layered_->forward(part, update_.theta, scale, threads);
+        layered_->backward(part.rows, update_.theta, {layered_gradient(), r > 0, nullptr}, threads, dx != nullptr);
         if (dx) layered_->copy_input_gradient(part.rows, dx + r * plan_.n_in());
     }
     return loss;
 }
 
+// Backward and update in one: false if a block of weights would overflow and was left out.
 template <class T>
-double Engine<T>::step_layered(const Batch<T>& b, double scale, int threads) {
-    if (b.rows > LayeredStep<T>::kMostRows) {
-        const double loss = accumulate_layered(b, static_cast<T>(scale), threads, nullptr) * scale;
-        if (std::isfinite(loss)) update(gradient_, 0, 1, threads);
-        return loss;
-    }
-    const double loss = layered_->forward(b, theta_, static_cast<T>(scale), threads) * scale;
-    if (!std::isfinite(loss)) return loss;
-    const FusedUpdate<T> fused{&optimizer_, theta_, {states_[0], states_[1]}, hypers_};
-    layered_->backward(b.rows, theta_, {nullptr, false, &fused}, threads, false);
-    return loss;
+bool Engine<T>::backward_fused(int64_t rows, int threads) {
+    std::atomic<bool> overflow{false};
+    const FusedUpdate<T> fused{update_, guarded_ ? k_.squares_finite : nullptr, overflow};
+    layered_->backward(rows, update_.theta, {nullptr, false, &fused}, threads, false);
+    return !overflow;
 }
 
-// Forward, backward, update; the loss before the update. A loss that is not finite changes nothing.
+// Forward, backward, update; the loss before the update. A loss that is not finite changes nothing. NaN where a
+// finite loss has a gradient that is not.
 template <class T>
-double Engine<T>::step_batch(const Batch<T>& b, double learning_rate, int threads) {
-    const Scales s = scales(b);
-    const double regularisation = penalty();
-    advance(learning_rate);
-    if (layered_) return step_layered(b, s.loss, threads) + regularisation;
-    const double loss = chunked_->compute(b, theta_, static_cast<T>(s.loss), threads) * s.loss;
-    if (std::isfinite(loss)) update(chunked_->gradient(), chunked_->part_stride(), chunked_->parts(), threads);
-    return loss + regularisation;
+double Engine<T>::step_batch(const Batch<T>& b, const Scales& s, double learning_rate, int threads) {
+    const auto scale = static_cast<T>(s.loss);
+    const bool fused = layered_ && b.rows <= LayeredStep<T>::kMostRows;
+    double loss = chunked_ ? chunked_->compute(b, update_.theta, scale, threads)
+                  : fused  ? layered_->forward(b, update_.theta, scale, threads)
+                           : accumulate_layered(b, scale, threads, nullptr);
+    loss = loss * s.loss + penalty(threads);
+    if (!std::isfinite(loss)) return loss;
+    count_.advance();
+    update_.set_step(count_, learning_rate);
+    const bool done = chunked_ ? apply(chunked_->gradient(), chunked_->part_stride(), chunked_->parts(), threads)
+                      : fused  ? backward_fused(b.rows, threads)
+                               : apply(gradient_, 0, 1, threads);
+    return done ? loss : std::numeric_limits<double>::quiet_NaN();
 }
 
 template <class T>
@@ -193,14 +181,39 @@ double Engine<T>::step(Data<T> data, double learning_rate) {
     const int threads = num_threads();
     prepare(data.n, threads);
     if (chunked_) chunked_->forget_inputs();
-    return step_batch({&data, nullptr, 0, data.n}, learning_rate, threads);
+    guarded_ = true;
+    const Batch<T> all{&data, nullptr, 0, data.n};
+    return step_batch(all, scales(all), learning_rate, threads);
 }
 
 template <class T>
-double Engine<T>::predict(Data<T> data, T* out) {
+double Engine<T>::predict(Data<T> data, T* out, const std::function<bool()>& should_stop) {
     transform(data);
-    const double loss = inference_.run(data, theta_, out, num_threads());
-    return loss * (data.y || data.labels ? scales({&data, nullptr, 0, data.n}).loss : 0.0);
+    const int threads = num_threads();
+    if (data.n <= kPredictedRows) return mean_loss(data, inference_.run(data, update_.theta, out, threads));
+    Interrupts interrupts(should_stop);
+    double loss = 0;
+    for (int64_t r = 0; r < data.n && !interrupts.stop(); r += kPredictedRows) {
+        const Data<T> block = part_of(data, r, std::min(kPredictedRows, data.n - r));
+        loss += inference_.run(block, update_.theta, out ? out + r * plan_.n_out() : nullptr, threads);
+    }
+    return mean_loss(data, loss);
+}
+
+template <class T>
+double Engine<T>::mean_loss(const Data<T>& data, double sum) const {
+    return data.y || data.labels ? sum * scales({&data, nullptr, 0, data.n}).loss : 0.0;
+}
+
+template <class T>
+Data<T> Engine<T>::part_of(const Data<T>& data, int64_t first, int64_t rows) const {
+    Data<T> part = data;
+    part.n = rows;
+    part.x += first * plan_.n_in();
+    if (part.y) part.y += first * plan_.n_out();
+    if (part.labels) part.labels += first;
+    if (part.weight) part.weight += first;
+    return part;
 }
 
 template <class T>
@@ -214,7 +227,7 @@ double Engine<T>::loss_and_gradients(Data<T> data, const std::vector<T*>& W, con
     double loss = 0;
     if (chunked_) {
         chunked_->forget_inputs();
-        loss = chunked_->compute(batch, theta_, static_cast<T>(s.loss), threads, dx);
+        loss = chunked_->compute(batch, update_.theta, static_cast<T>(s.loss), threads, dx);
         gradient = chunked_->gradient();
         for (int part = 1; part < chunked_->parts(); ++part)
             for (ptrdiff_t i = 0; i < chunked_->part_stride(); ++i)
@@ -224,22 +237,22 @@ double Engine<T>::loss_and_gradients(Data<T> data, const std::vector<T*>& W, con
         gradient = layered_gradient();
     }
     for (std::size_t i = 0; plan_.l2 != 0 && i < net_->parameters().weights; ++i)
-        gradient[i] += static_cast<T>(plan_.l2) * theta_[i];
+        gradient[i] += static_cast<T>(plan_.l2) * update_.theta[i];
     for (std::size_t l = 0; l < plan_.layers.size(); ++l) net_->unpack(l, gradient, W[l], b[l]);
     for (int64_t i = 0; dx && data.scale && i < data.n * plan_.n_in(); ++i) dx[i] *= data.scale[i % plan_.n_in()];
-    return loss * s.loss + penalty();
+    return loss * s.loss + penalty(threads);
 }
 
 template <class T>
 std::size_t Engine<T>::state_size() const {
-    return net_->parameters().total * (1 + static_cast<std::size_t>(optimizer_.states));
+    return net_->parameters().total * (1 + static_cast<std::size_t>(optimizer().states));
 }
 
 // Copies parameters and states, unless one of them is not finite: then nothing.
 template <class T>
 bool Engine<T>::remember() {
-    if (!k_.all_finite(theta_, static_cast<ptrdiff_t>(state_size()))) return false;
-    if (remembered_) std::copy(theta_, theta_ + state_size(), remembered_);
+    if (!k_.all_finite(update_.theta, static_cast<ptrdiff_t>(state_size()))) return false;
+    if (remembered_) std::copy(update_.theta, update_.theta + state_size(), remembered_);
     remembered_step_ = count_.value();
     return true;
 }
@@ -247,33 +260,9 @@ bool Engine<T>::remember() {
 template <class T>
 void Engine<T>::restore() {
     if (!remembered_) return;
-    std::copy(remembered_, remembered_ + state_size(), theta_);
+    std::copy(remembered_, remembered_ + state_size(), update_.theta);
     count_.set(remembered_step_);
 }
-
-// Asks should_stop about every 20 ms without reading the clock in every step.
-template <class T>
-class Engine<T>::Interrupts {
-public:
-    explicit Interrupts(const std::function<bool()>& should_stop) : should_stop_(should_stop) {}
-
-    bool stop() {
-        if (--countdown_ > 0) return stopped_;
-        const auto now = Clock::now();
-        const double elapsed = std::chrono::duration<double>(now - last_).count();
-        interval_ = elapsed < 0.01 ? std::min(interval_ * 2, 1 << 20) : std::max(interval_ / 2, 1);
-        countdown_ = interval_;
-        last_ = now;
-        return stopped_ = stopped_ || should_stop_();
-    }
-
-private:
-    using Clock = std::chrono::steady_clock;
-    const std::function<bool()>& should_stop_;
-    Clock::time_point last_ = Clock::now();
-    int interval_ = 1, countdown_ = 1;
-    bool stopped_ = false;
-};
 
 // finished: every batch was used. Stops early when interrupted or when the loss is not finite.
 template <class T>
@@ -288,11 +277,11 @@ double Engine<T>::run_epoch(const Data<T>& data, const TrainOptions& options, in
     for (int64_t r = 0; r < data.n; r += options.batch_size) {
         if (interrupts.stop()) return loss;
         const Batch<T> b{&data, shuffled ? order_.data() : nullptr, r, std::min(options.batch_size, data.n - r)};
-        const double part = data.weight ? b.weight_sum() : static_cast<double>(b.rows);
-        const double batch_loss = step_batch(b, options.learning_rates[epoch], threads);
+        const Scales s = scales(b);
+        const double batch_loss = step_batch(b, s, options.learning_rates[epoch], threads);
         if (!std::isfinite(batch_loss)) return batch_loss;
-        loss += batch_loss * part;
-        weight += part;
+        loss += batch_loss * s.weight_sum;
+        weight += s.weight_sum;
     }
     finished = true;
     return weight > 0 ? loss / weight : loss;
@@ -329,11 +318,12 @@ TrainResult Engine<T>::train(Data<T> data, const TrainOptions& options, const st
     transform(data);
     const int threads = num_threads();
     prepare(std::min(options.batch_size, data.n), threads);
-    order_.resize(static_cast<std::size_t>(data.n));
+    if (options.shuffle && options.batch_size < data.n) order_.resize(static_cast<std::size_t>(data.n));
     if (chunked_) {
         chunked_->forget_inputs();
         if (options.batch_size >= data.n) chunked_->keep_inputs({&data, nullptr, 0, data.n});
     }
+    guarded_ = !remembered_;
     Interrupts interrupts(should_stop);
     TrainResult result;
     result.losses.reserve(static_cast<std::size_t>(options.epochs));
@@ -350,6 +340,7 @@ TrainResult Engine<T>::train(Data<T> data, const TrainOptions& options, const st
             restore();
         }
     }
+    result.restored = remembered_ || !result.diverged;
     if (chunked_) chunked_->forget_inputs();
     return result;
 }

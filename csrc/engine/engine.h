@@ -8,9 +8,11 @@
 #include "engine/batch.h"
 #include "engine/chunked.h"
 #include "engine/inference.h"
+#include "engine/interrupts.h"
 #include "engine/layered.h"
 #include "engine/optimizer_state.h"
 #include "engine/random.h"
+#include "engine/update.h"
 
 namespace gradstep {
 
@@ -25,6 +27,7 @@ struct TrainOptions {
 struct TrainResult {
     std::vector<double> losses;  // of the completed epochs
     bool interrupted = false, diverged = false;
+    bool restored = true;  // after divergence: to the last good epoch; else parameters are the last finite ones
 };
 
 template <class T>
@@ -33,7 +36,7 @@ public:
     Engine(const Plan& plan, const KernelTable& table);
 
     const Plan& plan() const { return plan_; }
-    const Optimizer<T>& optimizer() const { return optimizer_; }
+    const Optimizer<T>& optimizer() const { return update_.optimizer; }
 
     // Natural shapes: W (n_in, n_out), b (n_out,). what: -1 the parameters, 0 and 1 the optimizer's states.
     void get(int what, std::size_t layer, T* W, T* b) const;
@@ -42,11 +45,13 @@ public:
     void set_step_count(int64_t step) { count_.set(step); }
     void set_input_transform(const T* shift, const T* scale);  // (n_in,) each, or null
 
-    // Linked outputs into out if not null; the mean loss if data has targets.
-    double predict(Data<T> data, T* out);
+    bool takes_labels() const { return net_->loss().takes_labels; }
+
+    // Linked outputs into out if not null; the mean loss if data has targets. Ends early when should_stop says so.
+    double predict(Data<T> data, T* out, const std::function<bool()>& should_stop);
     // W[l] and b[l] per layer; dx (n, n_in) or null.
     double loss_and_gradients(Data<T> data, const std::vector<T*>& W, const std::vector<T*>& b, T* dx);
-    // should_stop is asked every few milliseconds, between batches.
+    // should_stop is asked about every 20 ms, between batches.
     TrainResult train(Data<T> data, const TrainOptions& options, const std::function<bool()>& should_stop);
     double step(Data<T> data, double learning_rate);
 
@@ -54,18 +59,16 @@ private:
     struct Scales {
         double weight_sum, loss;  // loss: 1 / (weight sum * outputs), 0 without weight
     };
-    class Interrupts;
-
     void transform(Data<T>& data) const;
+    Data<T> part_of(const Data<T>& data, int64_t first, int64_t rows) const;
+    double mean_loss(const Data<T>& data, double sum) const;
     Scales scales(const Batch<T>& b) const;
     void prepare(int64_t rows, int threads);
-    double penalty() const;
-    double step_batch(const Batch<T>& b, double learning_rate, int threads);
-    double step_layered(const Batch<T>& b, double scale, int threads);
+    double penalty(int threads);
+    double step_batch(const Batch<T>& b, const Scales& s, double learning_rate, int threads);
+    bool backward_fused(int64_t rows, int threads);
     double accumulate_layered(const Batch<T>& b, T scale, int threads, T* dx);
-    void update(const T* gradient, ptrdiff_t part_stride, int parts, int threads);
-    static Hyper<T> constants(const Plan& plan, double l2, double weight_decay);
-    void advance(double learning_rate);
+    bool apply(const T* gradient, ptrdiff_t part_stride, int parts, int threads);
     std::size_t state_size() const;
     bool remember();
     void restore();
@@ -78,12 +81,9 @@ private:
     const Plan plan_;
     const Kernels<T>& k_;
     std::unique_ptr<Net<T>> net_;
-    const Optimizer<T>& optimizer_;
-    Hypers<T> hypers_;  // the same for weights and biases but for l2 and the decay, which spare the biases
+    Update<T> update_;
     StepCount count_;
     Arena arena_, transform_arena_, gradient_arena_;
-    T* theta_ = nullptr;  // parameters, then each state, without a gap
-    T* states_[2] = {};
     T* remembered_ = nullptr;  // the checkpoint: parameters and states when they were last known to be good
     int64_t remembered_step_ = 0, remembered_epochs_ = 0;
     T* shift_ = nullptr;
@@ -92,6 +92,8 @@ private:
     std::unique_ptr<ChunkedGradient<T>> chunked_;
     std::unique_ptr<LayeredStep<T>> layered_;
     Inference<T> inference_;
+    bool guarded_ = false;         // no checkpoint to go back to: updates that would overflow are left out
+    std::vector<double> squares_;  // of slices of the weights
     Permutation permutation_;
     std::vector<int64_t> order_;
 };

@@ -38,27 +38,29 @@ private:
         if (losses_.size() < static_cast<std::size_t>(tiles)) losses_.resize(static_cast<std::size_t>(tiles));
         const ptrdiff_t capacity = net_.whole_lanes(std::min(rows, kTileRows));
         if (capacity <= capacity_ && static_cast<std::size_t>(threads) <= workspaces_.size()) return;
-        capacity_ = std::max(capacity, capacity_);
+        const ptrdiff_t most = std::max(capacity, capacity_);
+        capacity_ = 0;  // nothing fits until the new memory is there
         workspaces_.resize(std::max(static_cast<std::size_t>(threads), workspaces_.size()));
         arena_.allocate([&](Taker& take) {
-            for (Workspace<T>& ws : workspaces_) net_.take_workspace(take, ws, capacity_, false);
+            for (Workspace<T>& ws : workspaces_) net_.take_workspace(take, ws, most, false);
         });
+        capacity_ = most;
     }
 
     double run_tile(const Batch<T>& tile, const Workspace<T>& ws, const T* theta, T* out) const {
         const ptrdiff_t stride = net_.tile_stride(tile.rows, ws.rows), width = net_.plan().n_out();
         gather_x(net_, tile, ws.inputs.x, stride);
         net_.forward(ws, ws.inputs.x, theta, tile.rows);
-        LossBatch<T> batch{net_.outputs_in_lanes(ws, tile.rows),
-                           ws.inputs.y,
-                           ws.inputs.weight,
-                           nullptr,
-                           nullptr,
-                           width,
-                           net_.whole_lanes(tile.rows),
-                           stride,
-                           T(0),
-                           static_cast<T>(net_.plan().loss_option)};
+        LossBatch<T> batch{.z = net_.outputs_in_lanes(ws, tile.rows),
+                           .y = ws.inputs.y,
+                           .weight = ws.inputs.weight,
+                           .delta = nullptr,
+                           .link = nullptr,
+                           .outputs = width,
+                           .lanes = net_.whole_lanes(tile.rows),
+                           .stride = stride,
+                           .scale = T(0),
+                           .option = static_cast<T>(net_.plan().loss_option)};
         double loss = 0;
         if (tile.data->y || tile.data->labels) {
             gather_targets(net_, tile, ws.inputs.y, ws.inputs.weight, stride);

@@ -26,9 +26,10 @@ public:
     void prepare(int64_t rows, int threads) {
         const ptrdiff_t capacity = net_.whole_lanes(std::min(rows, kMostRows));
         const auto workers = static_cast<std::size_t>(threads);
-        if (capacity <= ws_.rows && workers <= workers_.size()) return;
+        if (capacity <= capacity_ && workers <= workers_.size()) return;
+        const ptrdiff_t most = std::max(capacity, capacity_);
+        capacity_ = 0;  // nothing fits until the new memory is there
         workers_.resize(std::max(workers, workers_.size()));
-        const ptrdiff_t most = std::max(capacity, ws_.rows);
         losses_.resize(static_cast<std::size_t>((most + loss_rows_ - 1) / loss_rows_));
         arena_.allocate([&](Taker& take) {
             x_ = take.template take<T>(net_.x_size(most));
@@ -43,6 +44,7 @@ public:
                 w.weight = take.template take<T>(lanes);
             }
         });
+        capacity_ = most;
     }
 
     // Gathers up to kMostRows rows and runs them forward; returns the sum of weight * loss and leaves the
@@ -106,9 +108,17 @@ private:
             const int64_t from = t * loss_rows_, to = std::min(from + loss_rows_, b.rows);
             net_.outputs_to_lanes(ws_, from, to, w.z, loss_rows_);
             gather_targets(net_, b.part(from, to), w.y, w.weight, loss_rows_);
-            losses_[static_cast<std::size_t>(t)] = net_.loss().value(
-                {w.z, w.y, w.weight, w.delta, nullptr, net_.plan().n_out(), net_.whole_lanes(to - from), loss_rows_,
-                 scale, static_cast<T>(net_.plan().loss_option)});
+            losses_[static_cast<std::size_t>(t)] =
+                net_.loss().value({.z = w.z,
+                                   .y = w.y,
+                                   .weight = w.weight,
+                                   .delta = w.delta,
+                                   .link = nullptr,
+                                   .outputs = net_.plan().n_out(),
+                                   .lanes = net_.whole_lanes(to - from),
+                                   .stride = loss_rows_,
+                                   .scale = scale,
+                                   .option = static_cast<T>(net_.plan().loss_option)});
             net_.output_error(ws_, w.delta, loss_rows_, from, to);
         });
         double sum = 0;
@@ -147,7 +157,7 @@ private:
     }
 
     const PanelNet<T>& net_;
-    ptrdiff_t loss_rows_;
+    ptrdiff_t loss_rows_, capacity_ = 0;
     Arena arena_;
     Workspace<T> ws_;
     T* x_ = nullptr;

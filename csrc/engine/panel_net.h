@@ -3,23 +3,26 @@
 // makes is the gather of its rows.
 #pragma once
 #include <algorithm>
+#include <atomic>
 
 #include "engine/net.h"
+#include "engine/update.h"
 
 namespace gradstep {
 
-// The fused end of a weight gradient: the optimizer on the block that was just computed.
+// The fused end of a weight gradient: the optimizer on the block that was just computed. When guarded, a block
+// that would make parameters or moments overflow is left out, and said.
 template <class T>
 struct FusedUpdate {
-    const Optimizer<T>* optimizer;
-    T* theta;
-    T* state[2];
-    Hypers<T> hypers;
+    const Update<T>& update;
+    bool (*guard)(const T* gradient, ptrdiff_t n) noexcept;  // null: the caller has a checkpoint
+    std::atomic<bool>& overflow;
 
     void operator()(std::size_t offset, const T* gradient, ptrdiff_t n, const Hyper<T>& hyper) const {
-        T* first = state[0] ? state[0] + offset : nullptr;
-        T* second = state[1] ? state[1] + offset : nullptr;
-        optimizer->update({theta + offset, {first, second}, gradient, 0, 1, n}, hyper);
+        if (guard && !guard(gradient, n))
+            overflow.store(true, std::memory_order_relaxed);
+        else
+            update(offset, n, gradient, 0, 1, hyper);
     }
 };
 
@@ -53,19 +56,25 @@ public:
     ptrdiff_t panels(ptrdiff_t width) const { return (width + P_ - 1) / P_; }
     ptrdiff_t padded(ptrdiff_t width) const { return panels(width) * P_; }
 
+    // Pads become zero again, too: a step that overflowed may have left NaN there.
     void pack(std::size_t l, const T* W, const T* b, T* to) const override {
         const DensePlan& d = this->plan_.layers[l];
+        T* weights = to + this->layout_.layers[l].weights;
+        T* biases = to + this->layout_.layers[l].biases;
+        std::fill(weights, weights + padded(d.n_in) * padded(d.n_out), T(0));
+        std::fill(biases, biases + padded(d.n_out), T(0));
         for (ptrdiff_t i = 0; i < d.n_in; ++i)
-            for (ptrdiff_t o = 0; o < d.n_out; ++o) to[weight_at(l, i, o)] = W[i * d.n_out + o];
-        std::copy(b, b + d.n_out, to + this->layout_.layers[l].biases);
+            for (ptrdiff_t o = 0; o < d.n_out; o += P_)
+                std::copy_n(W + i * d.n_out + o, std::min(P_, d.n_out - o), to + weight_at(l, i, o));
+        std::copy_n(b, d.n_out, biases);
     }
 
     void unpack(std::size_t l, const T* from, T* W, T* b) const override {
         const DensePlan& d = this->plan_.layers[l];
         for (ptrdiff_t i = 0; i < d.n_in; ++i)
-            for (ptrdiff_t o = 0; o < d.n_out; ++o) W[i * d.n_out + o] = from[weight_at(l, i, o)];
-        const T* biases = from + this->layout_.layers[l].biases;
-        std::copy(biases, biases + d.n_out, b);
+            for (ptrdiff_t o = 0; o < d.n_out; o += P_)
+                std::copy_n(from + weight_at(l, i, o), std::min(P_, d.n_out - o), W + i * d.n_out + o);
+        std::copy_n(from + this->layout_.layers[l].biases, d.n_out, b);
     }
 
     ptrdiff_t tile_stride(ptrdiff_t, ptrdiff_t capacity) const override { return capacity; }
@@ -256,7 +265,7 @@ private:
                                          .c = to,
                                          .init = sink.keep ? Init::keep : Init::zero,
                                          .bias = nullptr});
-        if (sink.update) (*sink.update)(at, scratch, inputs* P_, sink.update->hypers.weights);
+        if (sink.update) (*sink.update)(at, scratch, inputs* P_, sink.update->update.hypers.weights);
     }
 
     void bias_gradient(const Workspace<T>& ws, std::size_t l, ptrdiff_t o, ptrdiff_t rows, const GradientSink<T>& sink,
@@ -264,7 +273,7 @@ private:
         const std::size_t at = this->layout_.layers[l].biases + static_cast<std::size_t>(o * P_);
         T* to = sink.update ? scratch : sink.gradient + at;
         this->k_.column_sums[v_](ws.delta[(l + 1) % 2] + o * ws.rows * P_, rows, to, sink.keep);
-        if (sink.update) (*sink.update)(at, scratch, P_, sink.update->hypers.biases);
+        if (sink.update) (*sink.update)(at, scratch, P_, sink.update->update.hypers.biases);
     }
 
     const int v_;

@@ -14,7 +14,7 @@ struct DensePlan {
 struct Plan {
     std::vector<DensePlan> layers;
     std::string loss;
-    double loss_option = 0;
+    double loss_option = 1;
     std::string optimizer;
     double momentum = 0, nesterov = 0, beta1 = 0, beta2 = 0, epsilon = 0, weight_decay = 0;
     double l2 = 0;

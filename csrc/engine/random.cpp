@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <bit>
+#include <limits>
+#include <stdexcept>
 
 namespace gradstep {
 
@@ -32,6 +34,7 @@ Philox philox(uint64_t seed, uint64_t index, uint32_t epoch, uint32_t stream) {
 // The keys are uniform, so their top bits spread the rows over buckets of about one row each; a stable
 // insertion sort finishes the buckets.
 void Permutation::fill(uint64_t seed, uint32_t epoch, int64_t n, int64_t* order) {
+    if (n > std::numeric_limits<uint32_t>::max()) throw std::length_error("more than 2^32 rows cannot be shuffled");
     const auto count = static_cast<std::size_t>(n);
     keys_.resize(count + 1);
     for (int64_t i = 0; i < n; i += 2) {

@@ -7,10 +7,13 @@
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
-#if defined(__linux__)
+#if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
+#endif
+#if defined(__linux__)
 #include <sched.h>
 #endif
 #if defined(__x86_64__)
@@ -52,7 +55,11 @@ int processors_by_quota() {
     return fields == 2 && period > 0 ? std::max(1, static_cast<int>(std::ceil(quota / period))) : 0;
 }
 
+// Each thread has a workspace; more than this is a slip.
+constexpr int kMostThreads = 1024;
+
 std::atomic<int> chosen_threads{0};
+std::atomic<int> forks{0};
 
 // One job at a time. `ticket` is the job's generation and the number of its unclaimed tasks: whoever
 // lowers the number by one owns a task, and the job's fields cannot change until that task is done.
@@ -83,8 +90,12 @@ private:
     // neighbour would notice.
     static constexpr int kSpins = 1000;
 
+    // Where the system refuses another thread, fewer do the same work.
     void start_workers(int n) {
-        for (; started_ < n; ++started_) std::thread(&Pool::serve, this, started_ + 1).detach();
+        try {
+            for (; started_ < n; ++started_) std::thread(&Pool::serve, this, started_ + 1).detach();
+        } catch (const std::system_error&) {
+        }
     }
 
     void work(uint64_t generation, int worker) {
@@ -137,20 +148,22 @@ Pool* pool = nullptr;
 std::once_flag pool_once;
 
 Pool& the_pool() {
-    std::call_once(pool_once, [] {
-        pool = new Pool;
-#if defined(__linux__)
-        pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
-#endif
-    });
+    std::call_once(pool_once, [] { pool = new Pool; });
     return *pool;
 }
+
+#if defined(__unix__) || defined(__APPLE__)
+[[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] {
+    if (pool) pool = new Pool;
+    forks.fetch_add(1, std::memory_order_relaxed);
+});
+#endif
 
 }  // namespace
 
 int default_num_threads() {
     for (const char* name : {"GRADSTEP_NUM_THREADS", "OMP_NUM_THREADS"})
-        if (const int n = positive_environment(name)) return n;
+        if (const int n = positive_environment(name)) return std::min(n, kMostThreads);
     const int quota = processors_by_quota();
     const int processors = processors_by_affinity();
     return quota ? std::min(quota, processors) : processors;
@@ -163,7 +176,11 @@ int num_threads() {
 }
 
 void set_num_threads(int n) {
-    chosen_threads.store(n, std::memory_order_relaxed);
+    chosen_threads.store(std::clamp(n, 0, kMostThreads), std::memory_order_relaxed);
+}
+
+int fork_generation() {
+    return forks.load(std::memory_order_relaxed);
 }
 
 void run_tasks(int n, int max_threads, TaskFunction function, void* context) {

@@ -8,8 +8,11 @@ namespace gradstep {
 // Threads that a call may use: set_num_threads, else GRADSTEP_NUM_THREADS, else OMP_NUM_THREADS, else the
 // processors that affinity and the cgroup's quota allow.
 int num_threads();
-void set_num_threads(int n);  // 0: back to the default
+void set_num_threads(int n);  // at most 1024; 0: back to the default
 int default_num_threads();
+
+// Forks of this process and its ancestors: a lock that was taken before one may belong to nobody now.
+int fork_generation();
 
 using TaskFunction = void (*)(void* context, int task, int worker);
 

@@ -150,7 +150,7 @@ inline Vec<T> log1p_unit(Vec<T> x) {
     return twice_atanh<T>(x / (x + T(2)));
 }
 
-// log(x) for normal x > 0.
+// log(x) for normal x > 0; infinity and NaN give themselves.
 template <class T>
 inline Vec<T> log(Vec<T> x) {
     using C = Constants<T>;
@@ -160,7 +160,8 @@ inline Vec<T> log(Vec<T> x) {
     const Vec<T> m = from_bits<T>(to_bits<T>(x) - (n << C::kMantissaBits));
     const Vec<T> n_value = from_bits<T>(n + to_bits<T>(splat(C::kRound))) - C::kRound;
     const Vec<T> log_m = twice_atanh<T>((m - T(1)) / (m + T(1)));
-    return fma(n_value, splat(C::kLn2High), fma(n_value, splat(C::kLn2Low), log_m));
+    const Vec<T> result = fma(n_value, splat(C::kLn2High), fma(n_value, splat(C::kLn2Low), log_m));
+    return x < T(__builtin_inf()) ? result : x;
 }
 
 // tanh(x) = expm1(2x) / (expm1(2x) + 2), accurate near zero because expm1 is.

@@ -37,6 +37,7 @@ constexpr gradstep::Kernels<T> kernels_of() {
         .lanes_to_panels = {&lanes_to_panels<T, 1>, &lanes_to_panels<T, 2>},
         .sum_squares = &sum_squares<T>,
         .all_finite = &all_finite<T>,
+        .squares_finite = &squares_finite<T>,
         .fma_peak = &fma_peak<T>,
         .activations = kActivations<T>,
         .n_activations = count(kActivations<T>),

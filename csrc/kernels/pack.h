@@ -132,6 +132,17 @@ bool all_finite(const T* from, ptrdiff_t n) noexcept {
     return sum_lanes<T>(probe) == T(0);
 }
 
+// Whether a gradient can enter an optimizer: the moments of Adam hold squares.
+template <class T>
+bool squares_finite(const T* from, ptrdiff_t n) noexcept {
+    Vec<T> probe{};
+    for (ptrdiff_t i = 0; i < n; i += kLanes<T>) {
+        const Vec<T> v = load(from + i);
+        probe += v * v * T(0);
+    }
+    return sum_lanes<T>(probe) == T(0);
+}
+
 // Independent chains of fused multiply-adds in registers: the most that this machine can do.
 template <class T>
 double fma_peak(int64_t repeats) noexcept {

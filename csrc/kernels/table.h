@@ -152,6 +152,7 @@ struct Kernels {
                                ptrdiff_t panel_stride) noexcept;
     double (*sum_squares)(const T* from, ptrdiff_t n) noexcept;
     bool (*all_finite)(const T* from, ptrdiff_t n) noexcept;
+    bool (*squares_finite)(const T* from, ptrdiff_t n) noexcept;
     double (*fma_peak)(int64_t repeats) noexcept;  // floating-point operations done
 
     const Activation<T>* activations;

@@ -22,7 +22,7 @@ class _Engine:
         self,
         layers: Sequence[tuple[int, int, str]],
         loss: str,
-        loss_option: float,
+        loss_options: dict[str, float],
         optimizer: str,
         optimizer_options: Mapping[str, float],
         l2: float,
@@ -50,7 +50,7 @@ class _Engine:
         seed: int,
         first_epoch: int,
         shuffle: bool,
-    ) -> tuple[NDArray[np.float64], bool, bool]: ...
+    ) -> tuple[NDArray[np.float64], bool, bool, bool, BaseException | None]: ...
 
 class EngineFloat32(_Engine): ...
 class EngineFloat64(_Engine): ...

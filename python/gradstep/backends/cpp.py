@@ -16,7 +16,7 @@ except ImportError as error:
     if "GRADSTEP_ISA" in str(error):  # a wish that cannot be met is an error, not a reason to fall back
         raise ValueError(str(error)) from None
     raise ImportError(
-        "the compiled core is not installed (it was built without a working C++ compiler)"
+        "the compiled core is not installed (there was no C++ compiler that can build it: GCC 12 or Clang)"
         if error.name == "gradstep._core" or "cannot import name" in str(error)
         else f"the compiled core does not load ({error})"
     ) from None
@@ -36,7 +36,7 @@ class CppEngine(Engine):
         self._core = make(
             layers=[(layer.n_in, layer.n_out, layer.activation) for layer in plan.layers],
             loss=plan.loss,
-            loss_option=float(plan.loss_options.get("delta", 1.0)),
+            loss_options={name: float(value) for name, value in plan.loss_options.items()},
             optimizer=plan.optimizer,
             optimizer_options={name: float(value) for name, value in plan.optimizer_options.items()},
             l2=plan.l2,
@@ -100,10 +100,10 @@ class CppEngine(Engine):
         shuffle: bool = True,
     ) -> TrainResult:
         """Run whole epochs without the GIL."""
-        losses, interrupted, diverged = self._core.train(
+        losses, interrupted, diverged, restored, raised = self._core.train(
             X, y, weight, epochs, batch_size, learning_rates, seed, first_epoch, shuffle
         )
-        return TrainResult(losses.tolist(), interrupted, diverged)
+        return TrainResult(losses.tolist(), interrupted, diverged, restored, raised)
 
     def step(self, X: Array, y: Array, weight: Array | None, learning_rate: float) -> float:
         """One forward, backward and update on all rows given."""
@@ -121,11 +121,11 @@ class CppEngine(Engine):
         return named
 
     def _set(self, what: int, values: Mapping[str, Array], suffix: str) -> None:
-        current: list[tuple[Array, Array]] = self._core.get(what)
-        for index, (layer, (weights, biases)) in enumerate(zip(self.plan.layers, current, strict=True)):
-            weights = values.get(f"{layer.name}.W{suffix}", weights)
-            biases = values.get(f"{layer.name}.b{suffix}", biases)
-            self._core.set(what, index, self._array(weights), self._array(biases))
+        names = [(f"{layer.name}.W{suffix}", f"{layer.name}.b{suffix}") for layer in self.plan.layers]
+        if not all(name in values for pair in names for name in pair):
+            values = {**self._named(self._core.get(what), suffix), **values}
+        for index, (weights, biases) in enumerate(names):
+            self._core.set(what, index, self._array(values[weights]), self._array(values[biases]))
 
 
 BACKEND = Backend(

@@ -13,6 +13,8 @@ def register() -> None:
         import threadpoolctl  # type: ignore[import-untyped]
     except ImportError:
         return
+    if not hasattr(threadpoolctl, "register"):  # before version 3.2
+        return
 
     class GradstepController(threadpoolctl.LibController):  # type: ignore[misc]
         """The pool of ``gradstep._core``."""

@@ -1,0 +1,57 @@
+// What an optimizer works on, and the numbers it needs in the next step.
+#pragma once
+#include <cmath>
+#include <limits>
+
+#include "engine/optimizer_state.h"
+#include "engine/plan.h"
+#include "kernels/table.h"
+
+namespace gradstep {
+
+// Parameters and states in the net's layout. Hyperparameters are the same for weights and biases but for l2 and
+// the decoupled decay, which spare the biases.
+template <class T>
+struct Update {
+    const Optimizer<T>& optimizer;
+    Hypers<T> hypers;
+    T* theta = nullptr;
+    T* state[2] = {};
+
+    Update(const Optimizer<T>& optimizer, const Plan& plan)
+        : optimizer(optimizer), hypers{constants(plan, plan.l2, plan.weight_decay), constants(plan, 0, 0)} {}
+
+    // What changes from step to step.
+    void set_step(const StepCount& count, double learning_rate) {
+        for (Hyper<T>* h : {&hypers.weights, &hypers.biases}) {
+            h->learning_rate = static_cast<T>(learning_rate);
+            if (optimizer.states < 2) continue;
+            h->step_size = static_cast<T>(learning_rate / count.correction1());
+            h->second_correction = static_cast<T>(1 / std::sqrt(count.correction2()));
+        }
+    }
+
+    // The n parameters from offset on; their gradient is the sum of `parts`.
+    void operator()(std::size_t offset, ptrdiff_t n, const T* gradient, ptrdiff_t part_stride, int parts,
+                    const Hyper<T>& hyper) const {
+        T* first = state[0] ? state[0] + offset : nullptr;
+        T* second = state[1] ? state[1] + offset : nullptr;
+        optimizer.update({theta + offset, {first, second}, gradient, part_stride, parts, n}, hyper);
+    }
+
+private:
+    static Hyper<T> constants(const Plan& plan, double l2, double weight_decay) {
+        Hyper<T> h{};
+        h.l2 = static_cast<T>(l2);
+        h.momentum = static_cast<T>(plan.momentum);
+        h.nesterov = static_cast<T>(plan.nesterov);
+        h.beta1 = static_cast<T>(plan.beta1);
+        h.beta2 = static_cast<T>(plan.beta2);
+        // Zero would divide the zero moments of pads by zero.
+        h.epsilon = std::max(static_cast<T>(plan.epsilon), std::numeric_limits<T>::min());
+        h.weight_decay = static_cast<T>(weight_decay);
+        return h;
+    }
+};
+
+}  // namespace gradstep
