@@ -178,6 +178,39 @@ def test_categories_that_look_like_numbers_survive_a_change_of_type():
         np.testing.assert_array_equal(encoder.transform(pl.DataFrame({"c": values})), expected)
 
 
+def test_booleans_are_looked_up_in_every_spelling_of_a_text_column():
+    for spelling in (("True", "False"), ("true", "false"), ("TRUE", "FALSE")):
+        encoder = TableEncoder().fit(pl.DataFrame({"c": [*spelling, "maybe"]}))
+        out = encoder.transform(pl.DataFrame({"c": [True, False, None]}))
+        np.testing.assert_array_equal(out[:2], encoder.transform(pl.DataFrame({"c": spelling})))
+        assert out[:2].any(axis=1).all()
+        assert not out[2].any()
+    yes = TableEncoder().fit(pl.DataFrame({"c": ["yes", "no"]}))
+    assert not yes.transform(pl.DataFrame({"c": [True, False]})).any()
+
+
+def test_fractions_may_be_categories():
+    frame = pd.DataFrame({"c": pd.Categorical([1.5, 2.0, None])})
+    encoder = TableEncoder().fit(frame)
+    assert encoder.feature_names == ("c=1.5", "c=2")
+    np.testing.assert_array_equal(encoder.transform(frame), [[1, 0], [0, 1], [0, 0]])
+    texts = TableEncoder().fit(pl.DataFrame({"c": ["1.5", "2.5", "x1"]}))
+    out = texts.transform(pl.DataFrame({"c": [2.5, 1.5, 0.5]}))
+    np.testing.assert_array_equal(out, [[0, 1, 0], [1, 0, 0], [0, 0, 0]])
+
+
+def test_features_have_different_names():
+    frame = pl.DataFrame({"a": [1.0, None], "a is missing": [0.0, 1.0], "b": ["c", "c"], "b=c": [1, 2]})
+    encoder = TableEncoder().fit(frame)
+    assert encoder.feature_names == ("a", "a is missing", "a is missing (2)", "b=c", "b=c (2)")
+    assert encoder.transform(frame).shape == (2, 5)
+
+
+def test_text_columns_are_those_whose_categories_are_text():
+    frame = pl.DataFrame({"t": ["a"], "n": [1], "b": [True], "e": [None]})
+    assert TableEncoder().fit(frame).text_columns == ("t",)
+
+
 def test_many_categories_keep_the_most_frequent():
     frame = pl.DataFrame({"c": ["b", "b", "d", "d", "c", "a"]})
     encoder = TableEncoder(max_categories=3).fit(frame)
@@ -276,7 +309,11 @@ def test_fit_refuses_in_one_sentence(frame, error, words):
             ValueError,
             "column 'age' holds 1e.300 in row 0, which is too large for float32",
         ),
-        ({"job": [0.5] * 5}, TypeError, r"'job' must hold categories, got 0.5 \(float\)"),
+        (
+            {"job": [decimal.Decimal("0.5")] * 5},
+            TypeError,
+            r"'job' must hold categories, got Decimal\('0.5.*'\) \(Decimal\)",
+        ),
     ],
 )
 @pytest.mark.parametrize("frame", [pandas_frame, polars_frame])
@@ -287,6 +324,9 @@ def test_transform_refuses_in_one_sentence(frame, change, error, words):
         encoder.transform(frame(columns))
 
 
+NUMBER = {"kind": "number", "name": "x", "mean": 0.0, "scale": 1.0, "median": 0.0, "indicator": False}
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -294,7 +334,23 @@ def test_transform_refuses_in_one_sentence(frame, change, error, words):
         {"max_categories": 3},
         {"max_categories": 3, "columns": [1]},
         None,
+        {"max_categories": "3", "columns": []},
         {"max_categories": 3, "columns": [{"kind": "new", "name": "x"}]},
+        {"max_categories": 3, "columns": [{"kind": "empty", "name": "x"}] * 2},
+        {"max_categories": 3, "columns": [{"kind": "category", "name": "x", "categories": "abc"}]},
+        {"max_categories": 3, "columns": [{"kind": "category", "name": "x", "categories": [1]}]},
+        *(
+            {"max_categories": 3, "columns": [NUMBER | change]}
+            for change in (
+                {"mean": float("nan")},
+                {"mean": 10**400},
+                {"scale": 0.0},
+                {"scale": -1.0},
+                {"scale": float("inf")},
+                {"median": "1"},
+                {"indicator": 1},
+            )
+        ),
     ],
 )
 def test_foreign_config_is_refused(config):
@@ -302,7 +358,21 @@ def test_foreign_config_is_refused(config):
         TableEncoder.from_config(config)
 
 
-@pytest.mark.parametrize("max_categories", [0, -1, 2.5, True, "many"])
-def test_max_categories_must_be_a_positive_integer(max_categories):
-    with pytest.raises(ValueError, match="max_categories must be an integer of at least 1, got"):
+@pytest.mark.parametrize(
+    ("max_categories", "error", "words"),
+    [
+        (0, ValueError, "max_categories must be at least 1, got 0"),
+        (-1, ValueError, "max_categories must be at least 1, got -1"),
+        (2.5, TypeError, "max_categories must be an integer, got 2.5"),
+        (True, TypeError, "max_categories must be an integer, got True"),
+        ("many", TypeError, "max_categories must be an integer, got 'many'"),
+    ],
+)
+def test_max_categories_must_be_a_positive_integer(max_categories, error, words):
+    with pytest.raises(error, match=words):
         TableEncoder(max_categories=max_categories)
+
+
+def test_max_categories_may_be_any_integer_type():
+    encoder = TableEncoder(max_categories=np.int64(5)).fit(polars_frame())
+    assert json.loads(json.dumps(encoder.to_config()))["max_categories"] == 5

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gradstep.validation import check_flag, check_integer, check_real
+
 if TYPE_CHECKING:
     import narwhals as nw
 
@@ -27,6 +29,7 @@ MAX_CATEGORIES = 255
 Kind = Literal["number", "boolean", "text", "empty"]
 
 _BOOLEAN_TEXTS = {"False": ("0", "false"), "True": ("1", "true")}
+"""What else may stand for the categories of a column of booleans."""
 _FAMILIES: dict[str, tuple[type, ...]] = {
     "text": (str,),
     "boolean": (bool, np.bool_),
@@ -92,6 +95,12 @@ class CategoryColumn:
         if self.boolean:
             for category, spellings in _BOOLEAN_TEXTS.items():
                 index.update({text: index[category] for text in spellings if category in index})
+        else:
+            # Readers take a column of true and false alone for booleans, whose text is True and False.
+            for text in _BOOLEAN_TEXTS:
+                for spelling in (text.lower(), text.upper()):
+                    if spelling in index:
+                        index.setdefault(text, index[spelling])
         for rows, texts in _text_blocks(series):
             codes = np.fromiter((index.get(text, -1) for text in texts), dtype=np.intp, count=len(texts))
             known = codes >= 0
@@ -140,6 +149,7 @@ class TableEncoder:
     - A column with more than `max_categories` categories keeps the most frequent ones (ties go to
       the first in text order); the others count as unknown.
     - A column that was entirely missing in training becomes no feature.
+    - Of features that would have the same name, the later ones get a number: ``x is missing (2)``.
 
     The tables given to `transform` need the same columns, in any order: columns are matched by name.
 
@@ -147,12 +157,15 @@ class TableEncoder:
     ----------
     max_categories : int, default 255
         Most features that one column of categories may become, at least 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If max_categories is no such number.
     """
 
     def __init__(self, *, max_categories: int = MAX_CATEGORIES) -> None:
-        if isinstance(max_categories, bool) or not isinstance(max_categories, int) or max_categories < 1:
-            raise ValueError(f"max_categories must be an integer of at least 1, got {max_categories!r}")
-        self.max_categories = max_categories
+        self.max_categories = check_integer("max_categories", max_categories, minimum=1)
         self._columns: tuple[Column, ...] | None = None
 
     @property
@@ -161,14 +174,30 @@ class TableEncoder:
         return tuple(column.name for column in self._fitted())
 
     @property
+    def text_columns(self) -> tuple[str, ...]:
+        """Names of the columns whose categories are text, for readers of files that guess types."""
+        return tuple(
+            column.name
+            for column in self._fitted()
+            if isinstance(column, CategoryColumn) and not column.boolean
+        )
+
+    @property
     def feature_names(self) -> tuple[str, ...]:
-        """Names of the features, one for each column of what `transform` returns."""
-        return tuple(name for column in self._fitted() for name in column.features)
+        """Names of the features, one for each column of what `transform` returns, all different."""
+        names: dict[str, None] = {}
+        for wanted in (name for column in self._fitted() for name in column.features):
+            name, number = wanted, 1
+            while name in names:
+                number += 1
+                name = f"{wanted} ({number})"
+            names[name] = None
+        return tuple(names)
 
     @property
     def n_features(self) -> int:
         """Number of columns of what `transform` returns."""
-        return len(self.feature_names)
+        return sum(len(column.features) for column in self._fitted())
 
     def fit(self, frame: Any) -> TableEncoder:
         """Learn what every column becomes.
@@ -247,8 +276,10 @@ class TableEncoder:
         try:
             encoder = cls(max_categories=config["max_categories"])
             encoder._columns = tuple(_column_from_config(item) for item in config["columns"])
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ValueError(f"config does not describe a TableEncoder: {error!r}") from None
+        if len(set(encoder.columns)) < len(encoder.columns):
+            raise ValueError("config does not describe a TableEncoder: it has several columns of one name")
         return encoder
 
     def __repr__(self) -> str:
@@ -290,9 +321,9 @@ def _check_columns(expected: Sequence[str], given: Sequence[str]) -> None:
     if missing:
         near = difflib.get_close_matches(missing[0], extra, n=1, cutoff=0.6)
         hint = f" (is {near[0]!r} meant to be {missing[0]!r}?)" if near else ""
-        raise ValueError(f"frame lacks {_named(missing)} that the encoder was fitted with{hint}")
+        raise ValueError(f"the table lacks {_named(missing)} that the encoder was fitted with{hint}")
     if extra:
-        raise ValueError(f"frame has {_named(extra)} that the encoder was not fitted with")
+        raise ValueError(f"the table has {_named(extra)} that the encoder was not fitted with")
 
 
 def _named(names: Sequence[str]) -> str:
@@ -436,21 +467,27 @@ def _category(name: str, value: Any) -> str | None:
         return value
     if isinstance(value, (bool, int, np.bool_, np.integer)):
         return str(value)
-    if isinstance(value, (float, np.floating)) and np.isnan(value):
-        return None
-    if isinstance(value, (float, np.floating)) and float(value).is_integer():
-        return str(int(value))
+    if isinstance(value, (float, np.floating)):
+        number = float(value)
+        return None if np.isnan(number) else str(int(number) if number.is_integer() else number)
     raise TypeError(f"column {name!r} must hold categories, got {value!r} ({type(value).__name__})")
 
 
 def _column_from_config(config: Mapping[str, Any]) -> Column:
     kind = config["kind"]
     if kind == "number":
-        values = {key: float(config[key]) for key in ("mean", "scale", "median")}
-        return NumberColumn(name=str(config["name"]), indicator=bool(config["indicator"]), **values)
+        return NumberColumn(
+            name=str(config["name"]),
+            mean=check_real("mean", config["mean"]),
+            scale=check_real("scale", config["scale"], above=0.0),
+            median=check_real("median", config["median"]),
+            indicator=check_flag("indicator", config["indicator"]),
+        )
     if kind in ("category", "boolean"):
-        categories = tuple(str(category) for category in config["categories"])
-        return CategoryColumn(str(config["name"]), categories, boolean=kind == "boolean")
+        categories = config["categories"]
+        if not isinstance(categories, list) or not all(isinstance(text, str) for text in categories):
+            raise TypeError(f"categories must be a list of text, got {categories!r}")
+        return CategoryColumn(str(config["name"]), tuple(categories), boolean=kind == "boolean")
     if kind == "empty":
         return EmptyColumn(str(config["name"]))
     raise ValueError(f"config has a column of the unknown kind {kind!r}")
