@@ -498,3 +498,16 @@ def test_trace_obeys_the_chain_rule():
 
 def test_every_optimizer_has_options_in_the_tests():
     assert OPTIMIZER_OPTIONS.keys() == OPTIMIZERS.keys()
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+@pytest.mark.parametrize("widths", [(3, 3), (20, 40, 3), (100, 300, 300, 3)])
+def test_cross_entropy_of_nan_is_nan(backend, widths, position):
+    plan = make_plan(widths, loss="cross_entropy")
+    engine = make_engine(backend, plan)
+    data = make_data(plan, 40)
+    last = f"dense_{len(widths) - 2}.b"
+    biases = engine.parameters()[last]
+    biases[position] = np.nan
+    engine.set_parameters({last: biases})
+    assert np.isnan(engine.evaluate(data.X, data.y, None))

@@ -193,18 +193,24 @@ def test_the_measured_peak_is_a_rate():
     assert _core.fma_peak(1, 0.02, float64=True) > 0.1
 
 
-MALLOC_COUNTER = r"""
+ALLOCATION_COUNTER = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stddef.h>
 static long calls;
-static void* (*next_malloc)(size_t);
-long malloc_calls(void) { return calls; }
-void* malloc(size_t n) {
-    if (!next_malloc) next_malloc = (void* (*)(size_t))dlsym(RTLD_NEXT, "malloc");
-    __atomic_add_fetch(&calls, 1, __ATOMIC_RELAXED);
-    return next_malloc(n);
-}
+long allocation_calls(void) { return calls; }
+#define COUNTED(result, name, parameters, ...)                                    \
+    result name parameters {                                                      \
+        static result (*next) parameters;                                         \
+        if (!next) next = (result (*) parameters)dlsym(RTLD_NEXT, #name);         \
+        __atomic_add_fetch(&calls, 1, __ATOMIC_RELAXED);                          \
+        return next(__VA_ARGS__);                                                 \
+    }
+COUNTED(void*, malloc, (size_t n), n)
+COUNTED(void*, realloc, (void* p, size_t n), p, n)
+COUNTED(void*, aligned_alloc, (size_t alignment, size_t n), alignment, n)
+COUNTED(void*, memalign, (size_t alignment, size_t n), alignment, n)
+COUNTED(int, posix_memalign, (void** p, size_t alignment, size_t n), p, alignment, n)
 """
 
 COUNT_ALLOCATIONS = """
@@ -212,10 +218,10 @@ import ctypes, sys
 import numpy as np
 from conftest import BACKENDS
 from networks import make_data, make_engine, make_plan
-from test_engine import NETWORKS
-calls = ctypes.CDLL(None).malloc_calls
+from test_engine import LAYERS_BEYOND_ONE_PASS, NETWORKS
+calls = ctypes.CDLL(None).allocation_calls
 calls.restype = ctypes.c_long
-for widths, n, batch_size in NETWORKS.values():
+for widths, n, batch_size in [*NETWORKS.values(), LAYERS_BEYOND_ONE_PASS]:
     plan = make_plan(widths, "gelu", "mse", "adam")
     X, y, weight = make_data(plan, n)
     engine = make_engine(BACKENDS["cpp"], plan)
@@ -236,17 +242,17 @@ def _have_gcc():
 
 
 @pytest.mark.skipif(
-    sys.platform != "linux" or not _have_gcc(), reason="counts malloc through LD_PRELOAD with gcc"
+    sys.platform != "linux" or not _have_gcc(), reason="counts allocations through LD_PRELOAD with gcc"
 )
 @pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer replaces malloc itself")
 def test_steps_allocate_nothing(tmp_path):
-    (tmp_path / "counter.c").write_text(MALLOC_COUNTER)
+    (tmp_path / "counter.c").write_text(ALLOCATION_COUNTER)
     library = tmp_path / "counter.so"
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "counter.c", "-ldl"], check=True)
     done = run_python(COUNT_ALLOCATIONS, LD_PRELOAD=str(library), PYTHONMALLOC="pymalloc")
     assert done.returncode == 0, done.stderr
     lines = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
-    assert len(lines) == len(NETWORKS)
+    assert len(lines) == len(NETWORKS) + 1
     for one_epoch, nine_epochs in lines:
         # Nine times the steps; only the list of losses that is handed back grows.
         assert nine_epochs <= one_epoch + 2, lines
