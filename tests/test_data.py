@@ -11,6 +11,7 @@ pytest.importorskip("sklearn")
 
 from gradstep.data import BUNDLED, choose_rows, infer_task, read_data, read_features  # noqa: E402
 
+PARTS = {"X_train": np.zeros((2, 2)), "y_train": [0, 1], "X_test": np.zeros((1, 2)), "y_test": [0]}
 CSV = "size,colour,price\n1.5,red,10\nNA,?,12\n3,blue,9\n"
 
 
@@ -60,6 +61,18 @@ def test_numbers_are_recognised_in_the_last_row_of_a_long_column(write):
     assert data.features["x"].dtype == pl.Float64
 
 
+@pytest.mark.parametrize("name", ["d.csv", "padded.csv", "d.csv.gz", "d.tsv"])
+def test_columns_asked_for_as_text_are_read_as_it_stands(write, name):
+    text = "code,flag,x\n01,true,1.50\n?,false,2\n"
+    if name == "padded.csv":
+        text = text.replace(",", " , ")
+    elif name == "d.tsv":
+        text = text.replace(",", "\t")
+    source = write(name, gzip.compress(text.encode()) if name.endswith(".gz") else text)
+    read = read_features(source, text_columns=["code", "flag"])
+    assert columns(read) == {"code": ["01", None], "flag": ["true", "false"], "x": [1.5, 2.0]}
+
+
 def test_text_categorical_and_boolean_targets(tmp_path):
     path = str(tmp_path / "d.parquet")
     frame = pl.DataFrame({"x": [1, 2], "text": ["a", "b"], "flag": [True, False]})
@@ -96,7 +109,7 @@ def test_bundled_sets(name):
     task, reason = infer_task(data.target)
     assert task == ("regression" if name == "diabetes" else "classification")
     assert reason
-    assert data.features.dtype == np.float32
+    assert data.features.dtype == np.float64
     assert len(data.features) == len(data.target) == len(data)
     if name == "iris":
         assert sorted(set(data.target.tolist())) == ["setosa", "versicolor", "virginica"]
@@ -146,6 +159,19 @@ def test_chosen_rows_are_spread_at_random_without_groups():
         ("d.csv", "x,y\n1,2\n1,2,3\n", "y", ValueError, "cannot be read"),
         ("d.csv", "x,y\n1,\n1,2\n,\n", "y", ValueError, "lacks 2 of 3 values, the first in row 0"),
         ("d.csv", b"x,y\n\xff\xfe,1\n", "y", ValueError, "cannot be read"),
+        ("d.csv", "x,a,x,y\n1,2,3,4\n", "y", ValueError, "has 2 columns named 'x': give each a name"),
+        ("d.csv", "x, x,y\n1,2,3\n", "y", ValueError, "has 2 columns named 'x'"),
+        ("d.csv", '"x","x",y\n1,2,3\n', "y", ValueError, "has 2 columns named 'x'"),
+        ("d.csv", "x,y,,\n1,2,3,4\n", "y", ValueError, "has 2 columns named ''"),
+        ("d.csv", 'x,"' + "y" * 200_000, "y", ValueError, "cannot be read"),
+        (
+            "d.csv",
+            "a,b,y\n,1,1\n1,2,3\n1,-inf,1\ninf,1,2\n",
+            "y",
+            ValueError,
+            "column 'b' of .* holds -inf in row 2, which is not finite",
+        ),
+        ("d.csv", "a,y\n1,\n1,inf\n", "y", ValueError, "column 'y' of .* holds inf in row 1"),
         ("d.csv.gz", "x,y\n1,2\n", "y", ValueError, "cannot be read"),
         ("d.csv.gz", gzip.compress(CSV.encode())[:-20], "price", ValueError, "cannot be read"),
         ("d.parquet", "x,y\n1,2\n", "y", ValueError, "cannot be read"),
@@ -174,6 +200,15 @@ def test_bad_files_get_one_sentence(write, name, content, target, error, words):
         (
             {"X_train": np.zeros((2, 2)), "y_train": [0, 1], "X_test": np.zeros((1, 3)), "y_test": [0]},
             "2 columns in X_train, but 3 in X_test",
+        ),
+        ({"X": np.array([[0, 1], [0, np.nan]]), "y": [0, 1]}, "X of .* holds nan in row 1, column 1"),
+        ({**PARTS, "X_test": [[0.0, np.inf]]}, "X_test of .* holds inf in row 0, column 1"),
+        ({**PARTS, "y_test": ["a"]}, "y_train of .* holds numbers, but y_test holds text"),
+        ({**PARTS, "y_test": [True]}, "y_train of .* holds numbers, but y_test holds booleans"),
+        ({**PARTS, "y_test": [[0.0, 1.0]]}, r"1 column\(s\) in y_train, but 2 in y_test"),
+        (
+            {**PARTS, "y_train": np.zeros((2, 2)), "y_test": np.zeros((1, 3))},
+            r"2 column\(s\) in y_train, but 3 in y_test",
         ),
     ],
 )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import gzip
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +34,9 @@ MAX_CLASSES = 20
 
 CSV_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 SUFFIXES = (*CSV_SUFFIXES, ".parquet", ".npz")
+
+_UNREADABLE = (csv.Error, UnicodeDecodeError, EOFError, OSError, zlib.error)
+_KINDS = {"b": "booleans", "U": "text"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,8 @@ def read_data(source: str, target: str | None = None) -> DataSet:
     FileNotFoundError
         If source is neither a file nor the name of a bundled set.
     ValueError
-        If the file cannot be read as what its name says, is empty, or lacks the target.
+        If the file cannot be read as what its name says, is empty, lacks the target, or holds an
+        infinite number.
     """
     if source in BUNDLED or _suffix(source) == ".npz":
         if target is not None:
@@ -95,10 +101,11 @@ def read_data(source: str, target: str | None = None) -> DataSet:
         raise ValueError(
             f"{source} has only the column {target!r}: at least one more is needed to predict it"
         )
+    _check_not_infinite(source, table)
     return DataSet(source, table.drop(target), _target_column(source, table[target]), target)
 
 
-def read_features(source: str, target: str | None = None) -> Features:
+def read_features(source: str, target: str | None = None, text_columns: Collection[str] = ()) -> Features:
     """Read the features of rows to predict; a column named as the target is left out.
 
     Parameters
@@ -107,6 +114,8 @@ def read_features(source: str, target: str | None = None) -> Features:
         As for `read_data`; an npz file needs no y here.
     target : str, optional
         The column that the model predicts, which the file may still hold.
+    text_columns : collection of str, optional
+        Columns that a CSV file holds as text, even where all of it looks like numbers or booleans.
 
     Returns
     -------
@@ -117,7 +126,7 @@ def read_features(source: str, target: str | None = None) -> Features:
         return _bundled(source).features
     if _suffix(source) == ".npz":
         return _npz_features(source, _load_npz(source))
-    table = _read_table(source)
+    table = _read_table(source, text_columns)
     return table.drop(target) if target in table.columns else table
 
 
@@ -186,7 +195,7 @@ def _bundled(name: str) -> DataSet:
     names = np.asarray(bunch.get("target_names", ()))
     if names.dtype.kind == "U":
         target = names[target]
-    return DataSet(name, np.ascontiguousarray(bunch.data, dtype=np.float32), target)
+    return DataSet(name, np.ascontiguousarray(bunch.data), target)
 
 
 def _suffix(source: str) -> str:
@@ -208,7 +217,7 @@ def _check_source(source: str) -> None:
         raise ValueError(f"the name of {source} must end in one of {', '.join(SUFFIXES)}")
 
 
-def _read_table(source: str) -> pl.DataFrame:
+def _read_table(source: str, text_columns: Collection[str] = ()) -> pl.DataFrame:
     _check_source(source)
     try:
         import polars as pl
@@ -220,8 +229,8 @@ def _read_table(source: str) -> pl.DataFrame:
         if _suffix(source) == ".parquet":
             table = pl.read_parquet(source)
         else:
-            table = _read_csv(source)
-    except (pl.exceptions.PolarsError, UnicodeDecodeError, EOFError, OSError, zlib.error) as error:
+            table = _read_csv(source, text_columns)
+    except (pl.exceptions.PolarsError, *_UNREADABLE) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
         raise ValueError(f"{source} cannot be read: {reason}") from None
     if table.height == 0:
@@ -229,42 +238,77 @@ def _read_table(source: str) -> pl.DataFrame:
     return table
 
 
-def _read_csv(source: str) -> pl.DataFrame:
+def _read_csv(source: str, text_columns: Collection[str]) -> pl.DataFrame:
     import polars as pl
 
     separator = _separator(source)
+    _check_header(source, separator)
     # polars before 2.0 takes the rows that a truncated gzip file still has for all of them.
     content = gzip.decompress(Path(source).read_bytes()) if source.lower().endswith(".gz") else source
-    table = pl.read_csv(content, separator=separator, null_values=list(MISSING), infer_schema_length=None)
+    names = pl.read_csv(content, separator=separator, n_rows=0, infer_schema=False).columns
+    table = pl.read_csv(
+        content,
+        separator=separator,
+        null_values=list(MISSING),
+        infer_schema_length=None,
+        schema_overrides={name: pl.String for name in names if name.strip() in text_columns},
+    )
     # Files with a space after every comma: without it, names match and numbers are numbers.
-    if len({name.strip() for name in table.columns}) == table.width:
-        table = table.rename(str.strip)
+    table = table.rename(str.strip)
     padded = [
         name
         for name, dtype in table.schema.items()
         if dtype == pl.String and (table[name] != table[name].str.strip_chars()).any()
     ]
-    return table.with_columns(_strip(table[name]) for name in padded)
+    return table.with_columns(_strip(table[name], as_text=name in text_columns) for name in padded)
+
+
+def _open_text(source: str) -> IO[str]:
+    opener: Callable[..., IO[str]] = gzip.open if source.lower().endswith(".gz") else open
+    return opener(source, "rt", encoding="utf-8-sig", newline="")
 
 
 def _separator(source: str) -> str:
     """The most frequent of comma, semicolon and tab in the first line."""
-    opener = gzip.open if source.lower().endswith(".gz") else open
-    with opener(source, "rt", encoding="utf-8") as file:
+    with _open_text(source) as file:
         first = file.readline()
     return max(",;\t", key=first.count)
 
 
-def _strip(column: pl.Series) -> pl.Series:
+def _check_header(source: str, separator: str) -> None:
+    """Refuse columns of the same name: polars would rename all but the first."""
+    with _open_text(source) as file:
+        header = next(filter(None, csv.reader(file, delimiter=separator)), [])
+    name, count = Counter(name.strip() for name in header).most_common(1)[0] if header else ("", 1)
+    if count > 1:
+        raise ValueError(f"{source} has {count} columns named {name!r}: give each a name of its own")
+
+
+def _strip(column: pl.Series, as_text: bool) -> pl.Series:
     import polars as pl
 
     text: pl.Series = column.str.strip_chars()
     text = text.set(text.is_in(list(MISSING)), None)
-    for dtype in (pl.Int64, pl.Float64):
+    for dtype in () if as_text else (pl.Int64, pl.Float64):
         numbers: pl.Series = text.cast(dtype, strict=False)
         if numbers.null_count() == text.null_count():
             return numbers
     return text
+
+
+def _check_not_infinite(source: str, table: pl.DataFrame) -> None:
+    """Name the first row of the file, before rows are shuffled."""
+    rows = {
+        column.name: column.is_infinite().arg_max() or 0
+        for column in table
+        if column.dtype.is_float() and column.is_infinite().any()
+    }
+    if rows:
+        name = min(rows, key=rows.__getitem__)
+        raise ValueError(
+            f"column {name!r} of {source} holds {table[name][rows[name]]} in row {rows[name]}, "
+            "which is not finite"
+        )
 
 
 def _target_column(source: str, column: pl.Series) -> NDArray[Any]:
@@ -318,6 +362,7 @@ def _read_npz(source: str) -> DataSet:
                 f"{source} has {features.shape[1]} columns in X_train, but {test_features.shape[1]} in X_test"
             )
         test = test_features, _npz_target(source, "y_test", arrays, len(test_features))
+        _check_same_kind(source, target, test[1])
     return DataSet(source, features, target, test=test)
 
 
@@ -335,7 +380,13 @@ def _flat(source: str, name: str, X: NDArray[Any]) -> NDArray[Any]:
             f"{name} of {source} must hold numbers in at least one row and column, got shape {X.shape} and "
             f"dtype {X.dtype}"
         )
-    return X.reshape(len(X), -1)
+    flat = X.reshape(len(X), -1)
+    if flat.dtype.kind == "f" and not np.isfinite(flat).all():
+        row, column = np.argwhere(~np.isfinite(flat))[0]
+        raise ValueError(
+            f"{name} of {source} holds {flat[row, column]} in row {row}, column {column}, which is not finite"
+        )
+    return flat
 
 
 def _npz_target(source: str, name: str, arrays: dict[str, NDArray[Any]], rows: int) -> NDArray[Any]:
@@ -352,6 +403,15 @@ def _npz_target(source: str, name: str, arrays: dict[str, NDArray[Any]], rows: i
     if bad.any():
         raise ValueError(f"{name} of {source} is not finite in row {np.argwhere(bad)[0][0]}")
     return target
+
+
+def _check_same_kind(source: str, y_train: NDArray[Any], y_test: NDArray[Any]) -> None:
+    train, test = (_KINDS.get(y.dtype.kind, "numbers") for y in (y_train, y_test))
+    if train != test:
+        raise ValueError(f"y_train of {source} holds {train}, but y_test holds {test}")
+    if y_train.shape[1:] != y_test.shape[1:]:
+        train_width, test_width = (y.shape[1] if y.ndim == 2 else 1 for y in (y_train, y_test))
+        raise ValueError(f"{source} has {train_width} column(s) in y_train, but {test_width} in y_test")
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
