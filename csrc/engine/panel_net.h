@@ -56,7 +56,7 @@ public:
     ptrdiff_t panels(ptrdiff_t width) const { return (width + P_ - 1) / P_; }
     ptrdiff_t padded(ptrdiff_t width) const { return panels(width) * P_; }
 
-    // Pads become zero again, too: a step that overflowed may have left NaN there.
+    // Pads become zero again, too: training that was interrupted after an overflow may have left NaN there.
     void pack(std::size_t l, const T* W, const T* b, T* to) const override {
         const DensePlan& d = this->plan_.layers[l];
         T* weights = to + this->layout_.layers[l].weights;
