@@ -111,7 +111,8 @@ protected:
     ParameterLayout layout_;
 };
 
-// Lanes for tiny networks, panels of one vector for small ones, of two for the rest.
+// Lanes for tiny networks, panels of one vector for small ones, of two for the rest: what does not fit the cache
+// is always a PanelNet.
 template <class T>
 std::unique_ptr<Net<T>> make_net(const Kernels<T>& kernels, const Plan& plan);
 
