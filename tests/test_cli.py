@@ -178,6 +178,114 @@ def test_given_test_part_is_the_test():
     assert out["rows"] == "72 training, 8 validation, 20 test (a part of its own)"
 
 
+TINY = ("--epochs", 1, "--hidden", 4, "--backend", "numpy")
+
+
+def test_undefined_r2_of_a_single_test_row_is_said_and_the_model_saved():
+    np.savez("d.npz", X=np.arange(12.0).reshape(6, 2), y=np.arange(6) + 0.5)
+    out = facts(succeed("train", "d.npz", *TINY))
+    assert out["rows"].endswith("1 test")
+    assert out["test R2"] == "undefined"
+    assert float(out["test RMSE"]) > 0
+    assert set(io.read_description("d.safetensors")["test"]) == {"loss", "rmse"}
+
+
+def test_numbers_that_float32_holds_coarsely_are_learnt_without_harm():
+    stamps = 1_700_000_000 + np.arange(60)
+    pl.DataFrame({"x": np.linspace(0, 1, 60), "t": stamps, "y": stamps}).write_csv("d.csv")
+    assert facts(succeed("train", "d.csv", "--target", "y", *TINY))["saved"] == "d.safetensors"
+
+
+def parts(**changes):
+    """An npz with a test part, in which some arrays are others."""
+    rng = np.random.default_rng(0)
+    arrays = {"X_train": rng.normal(size=(40, 3)), "y_train": rng.normal(size=(40, 2))}
+    arrays |= {"X_test": rng.normal(size=(8, 3)), "y_test": rng.normal(size=(8, 2))}
+    np.savez("d.npz", **(arrays | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"X_test": [[0, 1, 2], [0, np.inf, 2]], "y_test": np.zeros((2, 2))}, "X_test of d.npz holds inf in"),
+        ({"X_test": np.full((8, 3), 1e39)}, "d.npz cannot be used: X_test must fit float32"),
+        ({"y_test": np.zeros((8, 3))}, "2 column(s) in y_train, but 3 in y_test"),
+        ({"y_test": np.full((8, 2), 1e39)}, "y_test must fit float32, but y_test[0, 0] = 1e+39"),
+        ({"y_test": np.full(8, "a"), "y_train": np.arange(40)}, "holds numbers, but y_test holds text"),
+    ],
+)
+def test_bad_test_part_is_refused_before_training(changes, words):
+    parts(**changes)
+    assert words in fail("train", "d.npz", *TINY)
+    assert os.listdir() == ["d.npz"]
+
+
+def test_model_outlives_a_test_that_fails(monkeypatch):
+    def fails(*_):
+        raise ValueError("no test today")
+
+    monkeypatch.setattr(gs.Network, "evaluate", fails)
+    assert "no test today" in fail("train", "iris", *TINY, "-q")
+    assert io.load("iris.safetensors").epochs_trained == 1
+    assert io.read_description("iris.safetensors") == {
+        "data": "iris",
+        "target": None,
+        "task": "classification",
+    }
+
+
+@pytest.mark.parametrize("bad", [np.inf, 1e39])
+def test_bad_number_is_named_by_its_row_in_the_file(bad):
+    good, wrong = np.arange(60) + 0.5, np.arange(60) + 0.5
+    wrong[[17, 40]] = bad
+    np.savez("x.npz", X=np.column_stack([good, wrong]), y=good)
+    assert "row 17, column 1" in fail("train", "x.npz", *TINY)
+    np.savez("y.npz", X=good[:, np.newaxis], y=wrong)
+    assert re.search(r"row 17\b|y\[17\]", fail("train", "y.npz", *TINY))
+    pl.DataFrame({"x": good, "y": wrong}).write_parquet("d.parquet")
+    assert re.search(r"row 17\b|y\[17\]", fail("train", "d.parquet", "--target", "y", *TINY))
+
+
+def test_number_too_large_after_encoding_is_named_by_its_row_in_the_file():
+    n = 60
+    choices = Choices(seed=0)
+    data = DataSet("d", pl.DataFrame({"x": np.zeros(n), "i": np.arange(n)}), np.arange(n) + 0.5, "y")
+    row = int(make_problem(data, choices).test[1][-1])
+    huge = pl.DataFrame({"x": np.where(np.arange(n) == row, 1e300, 0.0), "i": np.arange(n)})
+    with pytest.raises(ValueError, match=f"column 'x' holds 1e.300 in row {row}, which is too large"):
+        make_problem(DataSet("d", huge, np.arange(n) + 0.5, "y"), choices)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize(
+    ("categories", "subset"),
+    [
+        (["01", "02", "x1"], ["02", "01"]),
+        (["1.5", "2.5", "x1"], ["2.5", "1.5"]),
+        (["1.50", "2.5", "x1"], ["2.5", "1.50"]),
+        (["true", "false", "maybe"], ["false", "true"]),
+        (["TRUE", "FALSE", "maybe"], ["FALSE", "TRUE"]),
+    ],
+)
+def test_file_with_some_of_the_categories_is_predicted_as_a_part_of_all(categories, subset, suffix):
+    rows = categories * 20
+    frame = pl.DataFrame(
+        {"code": rows, "y": [categories.index(c) + 0.5 * (i % 2) for i, c in enumerate(rows)]}
+    )
+    frame.write_csv("d.csv")
+    succeed("train", "d.csv", "--target", "y", "--epochs", 30, "--hidden", 8, "--backend", "numpy", "-q")
+    pl.DataFrame({"code": categories}).write_csv("all.csv")
+    expected = dict(zip(categories, predictions("all.csv"), strict=True))
+    assert len(set(expected.values())) == 3
+    new = pl.DataFrame({"code": subset})
+    new.write_csv("new.csv") if suffix == ".csv" else new.write_parquet("new.parquet")
+    assert predictions(f"new{suffix}") == [expected[category] for category in subset]
+
+
+def predictions(file):
+    return [float(line) for line in succeed("predict", "d.safetensors", file).splitlines()[1:]]
+
+
 def test_failed_prediction_leaves_the_old_output_whole(monkeypatch):
     succeed("train", "iris", "--epochs", 1, "--backend", "numpy", "-q")
     Path("out.csv").write_text("old")
@@ -255,31 +363,35 @@ def test_version_and_commands_are_listed():
         (["iris", "--target", "species"], "iris has a target of its own"),
         (["iris", "--task", "ranking"], "unknown --task 'ranking'"),
         (["iris", "--hidden", "8;8"], "--hidden must be widths separated by commas, such as 256,256"),
-        (["iris", "--hidden", "0,8"], "units must be at least 1, got 0"),
+        (["iris", "--hidden", "0,8"], "each width of --hidden must be at least 1, got 0"),
         (["iris", "--activation", "rellu"], "did you mean 'relu'?"),
         (["iris", "--optimizer", "adamm"], "did you mean 'adam'?"),
         (["iris", "--backend", "cuda"], "unknown backend 'cuda'"),
-        (["iris", "--lr", "-1"], "learning_rate must be greater than 0"),
-        (["iris", "--l2", "-1"], "l2 must be at least 0"),
+        (["iris", "--lr", "-1"], "gradstep: --lr must be greater than 0, got -1"),
+        (["iris", "--lr", "nan"], "gradstep: --lr must be greater than 0, got nan"),
+        (["iris", "--l2", "-1"], "gradstep: --l2 must be at least 0, got -1"),
         (["iris", "--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["iris", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         (["iris", "--batch-size", "1000"], "--batch-size must be at most 105, the training rows, got 1000"),
         (["iris", "--patience", "-1"], "--patience must be at least 0"),
-        (["iris", "--threads", "-1"], "-1"),
-        (["iris", "--seed", "-1"], "seed must be at least 0, got -1"),
+        (["iris", "--threads", "-1"], "gradstep: --threads must be at least 0, got -1"),
+        (["iris", "--seed", "-1"], "gradstep: --seed must be at least 0, got -1"),
         (["iris", "--dtype", "float16"], "unknown dtype 'float16'"),
         (["iris", "--test-fraction", "1"], "--test-fraction must be at least 0 and less than 1, got 1"),
         (["iris", "--test-fraction", "0.5", "--validation-fraction", "0.5"], "must add up to less than 1"),
-        (["iris", "--max-categories", "0"], "max_categories must be an integer of at least 1"),
+        (["iris", "--max-categories", "0"], "gradstep: --max-categories must be at least 1, got 0"),
         (["iris", "--preprocessing", "whiten"], "unknown --preprocessing 'whiten'"),
         (["iris", "--out", "absent/model"], "cannot be written: there is no folder"),
         (["iris", "--out", "."], "is a folder"),
+        (["iris", "--out", "pipe"], "pipe cannot be replaced: it is not a regular file"),
     ],
 )
 def test_bad_training_input_gets_one_sentence_and_writes_nothing(table, arguments, words):
+    os.mkfifo("pipe")
     before = sorted(os.listdir())
     assert words in fail("train", *arguments)
     assert sorted(os.listdir()) == before
+    assert Path("pipe").is_fifo()
 
 
 def test_target_with_one_value_gets_one_sentence():
@@ -296,6 +408,34 @@ def test_diverging_training_says_the_epoch_and_saves_nothing():
     assert os.listdir() == []
 
 
+def test_training_that_diverges_later_saves_the_good_epochs_and_is_an_error():
+    options = ("--lr", "0.5", "--optimizer", "sgd", "--hidden", "none", "--backend", "numpy")
+    result = gradstep("train", "diabetes", *options)
+    assert result.exit_code == 1
+    epoch = int(re.search(r"gradstep: training diverged in epoch (\d+) ", result.stderr)[1])
+    assert epoch > 1
+    assert result.stderr.endswith("; what it learnt is saved in diabetes.safetensors\n")
+    out = facts(result.stdout)
+    assert out["epochs"].startswith(f"{epoch - 1} of 100, diverged; kept epoch ")
+    assert np.isfinite(float(out["test RMSE"]))
+    model = io.load("diabetes.safetensors")
+    assert model.epochs_trained == epoch - 1
+    assert all(np.isfinite(value).all() for value in model.parameters().values())
+
+
+def test_interruption_of_the_first_validation_keeps_the_epoch(monkeypatch):
+    from gradstep.backends.numpy import NumpyEngine
+
+    def interrupted(self, *arguments, real=NumpyEngine.evaluate):
+        monkeypatch.setattr(NumpyEngine, "evaluate", real)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(NumpyEngine, "evaluate", interrupted)
+    out = facts(succeed("train", "iris", "--hidden", 4, "--epochs", 3, "--backend", "numpy"))
+    assert out["epochs"] == "1 of 3, interrupted"
+    assert io.load("iris.safetensors").epochs_trained == 1
+
+
 def test_bad_prediction_input_gets_one_sentence(table):
     succeed(
         "train", "kinds.csv", "--target", "kind", "--hidden", 4, "--epochs", 1, "--backend", "numpy", "-q"
@@ -303,9 +443,16 @@ def test_bad_prediction_input_gets_one_sentence(table):
     succeed("train", "iris", "--hidden", 4, "--epochs", 1, "--backend", "numpy", "-q")
     model = "kinds.safetensors"
     table.select("size", "kind").write_csv("lacks.csv")
-    assert "lacks the column 'colour'" in fail("predict", model, "lacks.csv")
+    assert "lacks.csv does not suit the model: the table lacks the column 'colour'" in fail(
+        "predict", model, "lacks.csv"
+    )
     table.select("size", "colour", "price").write_csv("extra.csv")
     assert "has the column 'price' that the encoder was not" in fail("predict", model, "extra.csv")
+    np.savez("narrow.npz", X=np.zeros((2, 3)))
+    assert "narrow.npz does not suit the model: X must have 4 column(s)" in fail(
+        "predict", "iris.safetensors", "narrow.npz"
+    )
+    assert "--threads must be at least 0, got -1" in fail("predict", model, "kinds.csv", "--threads", -1)
     assert "was trained on a table with the columns size, colour" in fail("predict", model, "iris")
     assert "column 'colour' of kinds.csv holds String" in fail("predict", "iris.safetensors", "kinds.csv")
     assert "--out must end in one of .csv" in fail("predict", model, "kinds.csv", "-o", "out.xlsx")
@@ -317,6 +464,7 @@ def test_bad_prediction_input_gets_one_sentence(table):
 def test_bench_refuses_bad_options():
     assert "unknown backend 'cuda'" in fail("bench", "--backend", "cuda")
     assert "--seconds must be greater than 0" in fail("bench", "--seconds", 0)
+    assert "--threads must be at least 0, got -1" in fail("bench", "--threads", -1)
 
 
 def test_module_runs_as_a_command_with_plain_lines_where_there_is_no_terminal():

@@ -72,11 +72,13 @@ def test_pipe_is_not_replaced(path, tensors):
     assert names(path.parent) == [path.name]
 
 
-def test_link_to_a_device_is_not_replaced(tmp_path):
+def test_link_to_a_pipe_is_refused_before_anything_is_written(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
     link = tmp_path / "link"
-    link.symlink_to("/dev/null")
+    link.symlink_to("pipe")
     with pytest.raises(OSError, match="link cannot be replaced: it is not a regular file"):
         io.check_writable(link)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 @pytest.mark.parametrize("crash", [OSError("disk full"), KeyboardInterrupt(), MemoryError()])

@@ -15,6 +15,7 @@ from gradstep import backends
 from gradstep.commands.output import say, say_row
 from gradstep.layers import Dense
 from gradstep.network import Network
+from gradstep.validation import check_integer
 
 REPETITIONS = 3
 """Measurements of each case; the fastest counts."""
@@ -88,7 +89,7 @@ def bench(
     """
     if not seconds > 0:
         raise ValueError(f"--seconds must be greater than 0, got {seconds:g}")
-    backends.set_num_threads(threads)
+    backends.set_num_threads(check_integer("--threads", threads, minimum=0))
     names = _names(backend)
     for name in names:
         chosen = backends.get(name)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from gradstep import backends, data, io
 from gradstep.commands.output import say
 from gradstep.network import Network
+from gradstep.validation import check_integer
 
 if TYPE_CHECKING:
     import polars as pl
@@ -41,10 +42,15 @@ def predict(
     """
     if out is not None and not out.name.lower().endswith(OUT_SUFFIXES):
         raise ValueError(f"--out must end in one of {', '.join(OUT_SUFFIXES)}, got {str(out)!r}")
-    backends.set_num_threads(threads)
+    backends.set_num_threads(check_integer("--threads", threads, minimum=0))
     network = io.load(model, backend=backend)
-    features = data.read_features(file, io.read_description(model).get("target"))
-    outputs = network.predict(as_inputs(network, file, features))
+    text_columns = () if network.encoder is None else network.encoder.text_columns
+    features = data.read_features(file, io.read_description(model).get("target"), text_columns)
+    inputs = as_inputs(network, file, features)
+    try:
+        outputs = network.predict(inputs)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file} does not suit the model: {error}") from None
     columns = result_columns(network, outputs)
     if out is None:
         sys.stdout.write(_table(columns).write_csv())

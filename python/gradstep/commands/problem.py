@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from gradstep.data import DataSet, Task, choose_rows, infer_task
 from gradstep.names import check_name
 from gradstep.tables import TableEncoder
+from gradstep.validation import check_integer, numeric_array
 
 Array = NDArray[Any]
 Part = tuple[Array, Array]
@@ -58,7 +59,7 @@ class Choices:
         """Raise a ValueError for choices that fit no data at all."""
         check_name("--task", self.task, ("auto", "classification", "regression"))
         check_name("--preprocessing", self.preprocessing, ("auto", "standardize", "minmax", "none"))
-        TableEncoder(max_categories=self.max_categories)
+        check_integer("--max-categories", self.max_categories, minimum=1)
         fractions = {"validation": self.validation_fraction, "test": self.test_fraction}
         for name, fraction in fractions.items():
             if not 0 <= fraction < 1:
@@ -70,7 +71,7 @@ class Choices:
             )
 
 
-def make_problem(data: DataSet, choices: Choices) -> Problem:
+def make_problem(data: DataSet, choices: Choices, dtype: str = "float32") -> Problem:
     """Decide the task, split the rows and encode them.
 
     Rows are split at random by the seed, classes in equal shares. What the encoder knows it learnt
@@ -82,6 +83,8 @@ def make_problem(data: DataSet, choices: Choices) -> Problem:
         All rows.
     choices : Choices
         Checked choices.
+    dtype : {"float32", "float64"}
+        What the network will compute in.
 
     Returns
     -------
@@ -91,9 +94,10 @@ def make_problem(data: DataSet, choices: Choices) -> Problem:
     Raises
     ------
     ValueError
-        If the target does not suit the task.
+        If the target does not suit the task, or a number is too large for dtype.
     """
     task, reason = _task(data, choices.task)
+    _check_fits(data, task, dtype)
     classes, y, y_test = _targets(data, task)
     groups = y if task == "classification" else np.zeros(len(y))
     parts = _split(groups, choices, has_test=data.test is not None)
@@ -128,6 +132,23 @@ def _task(data: DataSet, wanted: str) -> tuple[Task, str]:
             raise ValueError(f"regression needs a target of numbers, but that of {data.name} holds others")
         return "regression", "as asked for"
     return infer_task(data.target)
+
+
+def _check_fits(data: DataSet, task: Task, dtype: str) -> None:
+    """Refuse numbers too large for dtype now: once rows are shuffled, their numbers say nothing."""
+    arrays: dict[str, Any] = {} if data.is_table else {"X": data.features}
+    target = data.target_name or "y"
+    if task == "regression":
+        arrays[target] = data.target
+    if data.test is not None:
+        arrays["X_test"] = data.test[0]
+        if task == "regression":
+            arrays["y_test"] = data.test[1]
+    for name, values in arrays.items():
+        try:
+            numeric_array(name, values, dtype)
+        except ValueError as error:
+            raise ValueError(f"{data.name} cannot be used: {error}") from None
 
 
 def _targets(data: DataSet, task: Task) -> tuple[list[str] | None, Array, Array | None]:
@@ -169,9 +190,14 @@ def _rows(data: DataSet, rows: NDArray[np.bool_]) -> Any:
 
 def _encoded(data: DataSet, rows: NDArray[np.bool_], encoder: TableEncoder | None) -> Array:
     selected = _rows(data, rows)
-    if encoder is not None:
+    if encoder is None:
+        return np.ascontiguousarray(selected)
+    try:
         return encoder.transform(selected)
-    return np.ascontiguousarray(selected)
+    except ValueError:
+        # All rows fail, too, and name the one of the file.
+        encoder.transform(data.features)
+        raise
 
 
 def _preprocessing(data: DataSet, wanted: str) -> str:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -21,6 +21,8 @@ from gradstep.layers import Dense
 from gradstep.names import check_name
 from gradstep.network import Network
 from gradstep.optimizers import OPTIMIZER_CLASSES, Optimizer
+from gradstep.training import DivergenceError
+from gradstep.validation import check_integer, check_real
 
 LEARNING_RATES = {"gradient_descent": 0.1, "sgd": 0.05, "adam": 0.002, "adamw": 0.002}
 """Good starts for networks and batches of the default size."""
@@ -72,6 +74,14 @@ class Recipe:
 
     def check(self) -> None:
         """Raise for choices that fit no data at all, before any is read."""
+        check_integer("--epochs", self.epochs, minimum=1)
+        check_integer("--patience", self.patience, minimum=0)
+        check_integer("--seed", self.seed, minimum=0, maximum=2**64 - 1)
+        check_real("--l2", self.l2, minimum=0.0)
+        if self.learning_rate is not None:
+            check_real("--lr", self.learning_rate, above=0.0)
+        if self.batch_size is not None:
+            check_integer("--batch-size", self.batch_size, minimum=1)
         Network(
             self.layers(n_out=2),
             optimizer=self.make_optimizer(),
@@ -80,11 +90,6 @@ class Recipe:
             backend=self.backend,
             dtype=self.dtype,
         )
-        for name, value, least in (("epochs", self.epochs, 1), ("patience", self.patience, 0)):
-            if value < least:
-                raise ValueError(f"--{name} must be at least {least}, got {value}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"--batch-size must be at least 1, got {self.batch_size}")
 
     def check_rows(self, n: int) -> None:
         """Raise if n training rows are too few for a batch."""
@@ -164,49 +169,81 @@ def train(
 ) -> None:
     """Train a network on a data set, test it, and save it.
 
-    Ctrl-C ends the training early: the network so far is tested and saved.
+    Ctrl-C ends the training early: the network so far is tested and saved. So is the network of the
+    last good epoch if training diverges, which is an error all the same.
     """
     choices = Choices(task, preprocessing, max_categories, validation_fraction, test_fraction, seed)
     recipe = Recipe(hidden, activation, optimizer, lr, l2, epochs, batch_size, patience, backend, dtype, seed)
     choices.check()
-    backends.set_num_threads(threads)
+    backends.set_num_threads(check_integer("--threads", threads, minimum=0))
     recipe.check()
     path = out or Path(Path(data).name.split(".")[0] + ".safetensors")
     io.check_writable(path)
     data_set = read_data(data, target)
-    problem = make_problem(data_set, choices)
+    problem = make_problem(data_set, choices, dtype)
     recipe.check_rows(len(problem.train[0]))
     network = recipe.network(problem)
     if not quiet:
         say_facts(describe_problem(data_set, problem, network, recipe))
-    history = fit(network, problem, recipe, verbose=0 if quiet else 1)
-    result = {} if problem.test is None else network.evaluate(*problem.test)
-    description = {
-        "data": Path(data).name,
-        "target": data_set.target_name,
-        "task": problem.task,
-        "test": result,
-    }
-    io.save(network, path, description=description)
+    training = fit(network, problem, recipe, verbose=0 if quiet else 1)
+    description = {"data": Path(data).name, "target": data_set.target_name, "task": problem.task}
+    result = save_and_test(network, problem, path, description)
     if not quiet:
-        say_facts([*describe_training(network, problem, recipe, history, result), ("saved", str(path))])
+        say_facts([*describe_training(network, problem, recipe, training, result), ("saved", str(path))])
+    if training.divergence is not None:
+        raise DivergenceError(f"{training.divergence}; what it learnt is saved in {path}")
 
 
-def fit(network: Network, problem: Problem, recipe: Recipe, verbose: int) -> History:
-    """Train until the epochs are over or the validation loss stops falling."""
-    stops = recipe.patience > 0 and problem.validation is not None
-    n = len(problem.train[0])
+@dataclass(frozen=True)
+class Training:
+    """How a training ended that left a network worth saving."""
+
+    history: History
+    kept: int
+    """The epoch of the best validation loss, to which the network went back; 0 without one."""
+    divergence: DivergenceError | None
+
+
+def fit(network: Network, problem: Problem, recipe: Recipe, verbose: int) -> Training:
+    """Train until the epochs are over, the validation loss stops falling or training diverges.
+
+    Divergence in the first epoch leaves nothing to go on with, and raises DivergenceError.
+    """
+    stopping = None
+    if recipe.patience > 0 and problem.validation is not None:
+        stopping = EarlyStopping(patience=recipe.patience)
     batch_size = recipe.batch_size
     if batch_size is None and not network.optimizer.full_batch:
-        batch_size = default_batch_size(n)
-    return network.fit(
-        *problem.train,
-        epochs=recipe.epochs,
-        batch_size=batch_size,
-        validation_data=problem.validation,
-        callbacks=[EarlyStopping(patience=recipe.patience)] if stops else [],
-        verbose=verbose,
-    )
+        batch_size = default_batch_size(len(problem.train[0]))
+    divergence = None
+    try:
+        network.fit(
+            *problem.train,
+            epochs=recipe.epochs,
+            batch_size=batch_size,
+            validation_data=problem.validation,
+            callbacks=[] if stopping is None else [stopping],
+            verbose=verbose,
+        )
+    except DivergenceError as error:
+        if network.epochs_trained == 0:
+            raise
+        divergence = error
+    assert network.history is not None
+    return Training(network.history, 0 if stopping is None else stopping.best_epoch, divergence)
+
+
+def save_and_test(
+    network: Network, problem: Problem, path: Path, description: dict[str, Any]
+) -> dict[str, float]:
+    """Save the network before its test, which may fail, and again with what came out."""
+    io.save(network, path, description=description)
+    if problem.test is None:
+        return {}
+    result = network.evaluate(*problem.test)
+    finite = {name: value for name, value in result.items() if math.isfinite(value)}
+    io.save(network, path, description={**description, "test": finite})
+    return result
 
 
 def default_batch_size(n: int) -> int:
@@ -243,10 +280,11 @@ def _describe_inputs(problem: Problem) -> str:
 
 
 def describe_training(
-    network: Network, problem: Problem, recipe: Recipe, history: History, result: dict[str, float]
+    network: Network, problem: Problem, recipe: Recipe, training: Training, result: dict[str, float]
 ) -> list[tuple[str, str]]:
     """How well and how fast it went."""
-    facts = [("epochs", _describe_epochs(history, recipe))]
+    history = training.history
+    facts = [("epochs", _describe_epochs(training, recipe))]
     if problem.test is not None:
         facts += _describe_test(problem, result)
     details = backends.get(network.backend).describe()
@@ -260,14 +298,17 @@ def describe_training(
     ]
 
 
-def _describe_epochs(history: History, recipe: Recipe) -> str:
+def _describe_epochs(training: Training, recipe: Recipe) -> str:
+    history = training.history
     done = f"{len(history)} of {recipe.epochs}"
     if history.interrupted:
         done += ", interrupted"
+    if training.divergence is not None:
+        done += ", diverged"
     if history.stopped == "callback":
         done += f", stopped: no better validation loss for {recipe.patience} epochs"
-    if len(history) and recipe.patience > 0 and history.val_loss:
-        done += f"; kept epoch {int(np.nanargmin(history.val_loss)) + 1}"
+    if training.kept:
+        done += f"; kept epoch {training.kept}"
     return done
 
 
@@ -275,7 +316,8 @@ def _describe_test(problem: Problem, result: dict[str, float]) -> list[tuple[str
     assert problem.test is not None
     y = problem.test[1]
     if problem.classes is None:
-        return [("test R2", f"{result['r2']:.4f}"), ("test RMSE", f"{result['rmse']:.6g}")]
+        r2 = f"{result['r2']:.4f}" if math.isfinite(result["r2"]) else "undefined"
+        return [("test R2", r2), ("test RMSE", f"{result['rmse']:.6g}")]
     counts = np.bincount(y, minlength=len(problem.classes))
     always = f"always guessing {problem.classes[int(counts.argmax())]!r}: {counts.max() / len(y):.4f}"
     return [("test accuracy", f"{result['accuracy']:.4f} ({always})")]
@@ -285,8 +327,9 @@ def _widths(hidden: str) -> list[int]:
     if hidden.strip().lower() in ("", "none", "0"):
         return []
     try:
-        return [int(width) for width in hidden.split(",")]
+        widths = [int(width) for width in hidden.split(",")]
     except ValueError:
         raise ValueError(
             f"--hidden must be widths separated by commas, such as 256,256, or none, got {hidden!r}"
         ) from None
+    return [check_integer("each width of --hidden", width, minimum=1) for width in widths]
