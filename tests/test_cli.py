@@ -423,17 +423,17 @@ def test_training_that_diverges_later_saves_the_good_epochs_and_is_an_error():
     assert all(np.isfinite(value).all() for value in model.parameters().values())
 
 
-def test_interruption_of_the_first_validation_keeps_the_epoch(monkeypatch):
+def test_without_any_validation_loss_no_epoch_is_said_to_be_kept(monkeypatch):
     from gradstep.backends.numpy import NumpyEngine
 
-    def interrupted(self, *arguments, real=NumpyEngine.evaluate):
-        monkeypatch.setattr(NumpyEngine, "evaluate", real)
-        raise KeyboardInterrupt
+    def undefined(*arguments, real=NumpyEngine.evaluate):
+        real(*arguments)
+        return float("nan")
 
-    monkeypatch.setattr(NumpyEngine, "evaluate", interrupted)
-    out = facts(succeed("train", "iris", "--hidden", 4, "--epochs", 3, "--backend", "numpy"))
-    assert out["epochs"] == "1 of 3, interrupted"
-    assert io.load("iris.safetensors").epochs_trained == 1
+    monkeypatch.setattr(NumpyEngine, "evaluate", undefined)
+    out = facts(succeed("train", "iris", "--hidden", 4, "--patience", 2, "--backend", "numpy"))
+    assert out["epochs"] == "2 of 100, stopped: no better validation loss for 2 epochs"
+    assert set(io.read_description("iris.safetensors")["test"]) == {"accuracy"}
 
 
 def test_bad_prediction_input_gets_one_sentence(table):
