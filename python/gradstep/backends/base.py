@@ -186,9 +186,6 @@ class Engine(ABC):
         A loss that is not finite is returned, and changes nothing.
         """
 
-    def close(self) -> None:  # noqa: B027
-        """Release threads and memory early; optional."""
-
 
 @dataclass(frozen=True)
 class Backend:
