@@ -32,7 +32,7 @@ using Options = std::map<std::string, double>;
 
 struct Option {
     const char* name;
-    double Plan::* value;
+    double Plan::*value;
 };
 constexpr Option kOptimizerOptions[] = {
     {"momentum", &Plan::momentum}, {"nesterov", &Plan::nesterov}, {"beta1", &Plan::beta1},
