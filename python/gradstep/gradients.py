@@ -109,8 +109,9 @@ def check_gradients(
     for name, gradient in gradients.items():
         chosen = rng.permutation(gradient.size)[:entries]
         difference = _difference(twin, parameters, name, value)
-        pairs = ((float(gradient.flat[i]), difference, int(i)) for i in chosen)
-        errors[name] = max(_relative_error(*pair, floor) for pair in pairs)
+        pairs = [(float(gradient.flat[i]), difference, int(i)) for i in chosen]
+        # np.max, unlike max, keeps NaN.
+        errors[name] = float(np.max([_relative_error(*pair, floor) for pair in pairs]))
         checked[name] = len(chosen)
         twin.set_parameters({name: parameters[name]})
     return GradientReport(errors, checked, tolerance)

@@ -13,7 +13,7 @@ from gradstep.validation import check_real
 TargetKind = Literal["values", "probabilities", "labels"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Loss:
     """A loss by name, with its options.
 
@@ -45,6 +45,12 @@ class Loss:
         merged = {option: float(self.options.get(option, value)) for option, value in defaults.items()}
         object.__setattr__(self, "options", merged)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Loss) and (self.name, self.options) == (other.name, other.options)
+
+    def __hash__(self) -> int:
+        return hash((self.name, *sorted(self.options.items())))
+
     @property
     def is_classification(self) -> bool:
         """Whether the network outputs logits, which `Network.predict` turns into probabilities."""
@@ -72,13 +78,25 @@ class Huber(Loss):
     Parameters
     ----------
     delta : float, default 1.0
-        Where the two pieces meet, in units of y; positive.
+        Where the two pieces meet, in the units of the network's targets (deviations of y, if it standardizes
+        them); positive.
     """
 
     def __init__(self, delta: float = 1.0) -> None:
         super().__init__("huber", {"delta": delta})
 
+    def __repr__(self) -> str:
+        return f"Huber(delta={self.options['delta']!r})"
+
+
+def loss_from_config(config: Mapping[str, Any]) -> Loss:
+    """Rebuild a loss from its `Loss.to_config`."""
+    loss = Loss(**config)
+    return Huber(loss.options["delta"]) if loss.name == "huber" else loss
+
 
 def as_loss(loss: object) -> Loss:
     """A loss from a name or a `Loss`."""
-    return loss if isinstance(loss, Loss) else Loss(check_name("loss", loss, LOSSES))
+    if isinstance(loss, Loss):
+        return loss
+    return loss_from_config({"name": check_name("loss", loss, LOSSES)})

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from gradstep.names import check_name
-from gradstep.validation import check_real
+from gradstep.validation import check_flag, check_real
 
 MINI_BATCH = 32
 """Rows of a batch where neither `fit` nor the optimizer says otherwise."""
@@ -30,7 +30,19 @@ class Optimizer:
     learning_rate: float = 0.01
 
     def __post_init__(self) -> None:
-        check_real("learning_rate", self.learning_rate, above=0.0)
+        self._keep_real("learning_rate", above=0.0)
+
+    def _keep_real(
+        self,
+        name: str,
+        *,
+        above: float | None = None,
+        minimum: float | None = None,
+        below: float | None = None,
+    ) -> None:
+        """Check a hyperparameter, and keep it as a float whatever type of number was given."""
+        number = check_real(name, getattr(self, name), above=above, minimum=minimum, below=below)
+        object.__setattr__(self, name, number)
 
     @property
     def options(self) -> dict[str, float]:
@@ -88,9 +100,8 @@ class SGD(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_real("momentum", self.momentum, minimum=0.0, below=1.0)
-        if not isinstance(self.nesterov, bool):
-            raise TypeError(f"nesterov must be True or False, got {self.nesterov!r}")
+        self._keep_real("momentum", minimum=0.0, below=1.0)
+        object.__setattr__(self, "nesterov", check_flag("nesterov", self.nesterov))
 
 
 @dataclass(frozen=True)
@@ -119,9 +130,9 @@ class Adam(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_real("beta1", self.beta1, minimum=0.0, below=1.0)
-        check_real("beta2", self.beta2, minimum=0.0, below=1.0)
-        check_real("epsilon", self.epsilon, above=0.0)
+        self._keep_real("beta1", minimum=0.0, below=1.0)
+        self._keep_real("beta2", minimum=0.0, below=1.0)
+        self._keep_real("epsilon", above=0.0)
 
 
 @dataclass(frozen=True)
@@ -148,7 +159,7 @@ class AdamW(Adam):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_real("weight_decay", self.weight_decay, minimum=0.0)
+        self._keep_real("weight_decay", minimum=0.0)
 
 
 OPTIMIZER_CLASSES: dict[str, type[Optimizer]] = {cls.name: cls for cls in (GradientDescent, SGD, Adam, AdamW)}

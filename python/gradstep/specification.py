@@ -11,7 +11,7 @@ import numpy as np
 from gradstep.backends.base import Parameters, Plan
 from gradstep.initializers import Given, default_initializer, given_values, initial_weights
 from gradstep.layers import Dense, Layer, check_layers, dense_plans, layer_from_config
-from gradstep.losses import Loss, as_loss
+from gradstep.losses import Loss, as_loss, loss_from_config
 from gradstep.names import check_name
 from gradstep.optimizers import Optimizer, as_optimizer, optimizer_from_config
 from gradstep.preprocessing import TARGET_PREPROCESSING, check_preprocessing
@@ -154,7 +154,7 @@ def arguments_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `Network` that a config describes."""
     return {
         "layers": [layer_from_config(layer) for layer in config["layers"]],
-        "loss": Loss(**config["loss"]),
+        "loss": loss_from_config(config["loss"]),
         "optimizer": optimizer_from_config(config["optimizer"]),
         "l2": config["l2"],
         "preprocessing": config["preprocessing"]["mode"],

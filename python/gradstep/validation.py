@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -60,7 +61,10 @@ def check_real(
     """
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
         raise TypeError(f"{argument} must be a number, got {value!r}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{argument} must fit float64, got an integer of {len(str(value))} digits") from None
     bounds = [
         (above, "greater than", operator.gt),
         (minimum, "at least", operator.ge),
@@ -144,7 +148,12 @@ def _from_objects(argument: str, array: Array) -> Array:
         if not isinstance(value, numbers.Real | np.bool_) and not _is_decimal(value):
             what = "a string" if isinstance(value, str) else f"of type {type(value).__name__}"
             raise TypeError(f"{argument} must hold numbers, but {_cell(argument, array, position)} is {what}")
-    return array.astype(np.float64)
+    try:
+        return array.astype(np.float64)
+    except OverflowError:
+        position = next(i for i, value in enumerate(array.flat) if abs(value) > sys.float_info.max)
+        index = ", ".join(str(int(i)) for i in np.unravel_index(position, array.shape))
+        raise ValueError(f"{argument} must fit float64, but {argument}[{index}] is too large") from None
 
 
 def _is_decimal(value: object) -> bool:

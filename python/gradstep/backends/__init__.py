@@ -16,6 +16,9 @@ CHOICES = (*NAMES, "auto")
 
 ENVIRONMENT_VARIABLE = "GRADSTEP_BACKEND"
 
+MOST_THREADS = 1024
+"""More than this is a slip: every thread has a workspace of its own."""
+
 _loaded: dict[str, Backend] = {}
 _chosen: str | None = None
 _num_threads = 0
@@ -103,12 +106,12 @@ def set_backend(name: str | None) -> None:
 def set_num_threads(count: int | None) -> None:
     """Limit the threads of one step, in every backend.
 
-    Results do not depend on it.
+    Results of the compiled backend do not depend on it.
 
     Parameters
     ----------
     count : int or None
-        At least 1; None or 0 goes back to the default: the usable cores, or GRADSTEP_NUM_THREADS or
+        1 to 1024; None or 0 goes back to the default: the usable cores, or GRADSTEP_NUM_THREADS or
         OMP_NUM_THREADS where they are set.
 
     Raises
@@ -117,7 +120,7 @@ def set_num_threads(count: int | None) -> None:
         If count is no such number.
     """
     global _num_threads
-    number = 0 if count is None else check_integer("count", count, minimum=0)
+    number = 0 if count is None else check_integer("count", count, minimum=0, maximum=MOST_THREADS)
     get()
     for backend in _loaded.values():
         backend.set_num_threads(number)

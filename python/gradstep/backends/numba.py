@@ -13,6 +13,7 @@ through threadpoolctl; all else runs on one thread.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 
@@ -187,9 +188,10 @@ class NumbaEngine(Engine):
 
     def step(self, X: Array, y: Array, weight: Array | None, learning_rate: float) -> float:
         """One forward, backward and update on all rows given; returns the loss before the update."""
-        self._step += 1
         data, work = self._data(X, y, weight), self._workspace(len(X))
-        return float(kernels.step(self._model, data, work, IN_ORDER, float(learning_rate), self._step))
+        loss = kernels.step(self._model, data, work, IN_ORDER, float(learning_rate), self._step + 1)
+        self._step += math.isfinite(loss)
+        return float(loss)
 
     def train(
         self,

@@ -880,9 +880,10 @@ def train(
                 shuffle(order, seed, first_epoch + np.uint64(epoch))
         stop = min(start + batch_size, n)
         loss = gradient_of_batch(model, data, work, order, start, stop, nothing)
-        progress[STEP] += 1
         progress[BATCH] += 1
-        update(model, learning_rates[epoch], progress[STEP])
+        if math.isfinite(loss):
+            progress[STEP] += 1
+            update(model, learning_rates[epoch], progress[STEP])
         weight = batch_weight(data, order, start, stop)
         sums[0] += loss * weight
         sums[1] += weight
@@ -906,11 +907,12 @@ def gradient(model: Model, data: Data, work: Workspace, order: Order, dX: Array)
 
 @entry
 def step(model: Model, data: Data, work: Workspace, order: Order, learning_rate: float, number: int) -> float:
-    """One update on all rows, the number-th of the run; returns the loss before it."""
+    """One update on all rows, the number-th of the run, if the loss before it is finite; returns the loss."""
     loss = gradient_of_batch(
         model, data, work, order, 0, data.X.shape[0], np.empty((0, 0), model.theta.dtype)
     )
-    update(model, learning_rate, number)
+    if math.isfinite(loss):
+        update(model, learning_rate, number)
     return loss
 
 

@@ -528,6 +528,8 @@ class NumpyEngine(Engine):
     def step(self, X: Array, y: Array, weight: Array | None, learning_rate: float) -> float:
         """One forward, backward and update on all rows given; returns the loss before the update."""
         loss, gradients, _ = self.loss_and_gradients(X, y, weight)
+        if not np.isfinite(loss):
+            return loss
         self._step += 1
         for name, gradient in gradients.items():
             update = Update(float(learning_rate), self._step, self._options, name.endswith(".W"))
