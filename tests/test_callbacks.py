@@ -168,5 +168,67 @@ def test_early_stopping_checks_its_arguments():
 
 
 def test_an_unknown_metric_is_answered_with_the_nearest():
+    net = make()
+    first = net.fit(X, Y, epochs=1, verbose=0)
+    before = net.parameters()
     with pytest.raises(ValueError, match="unknown monitor 'val_los', did you mean 'val_loss'"):
-        make().fit(X, Y, callbacks=[gs.EarlyStopping(monitor="val_los")], validation_data=(X, Y), verbose=0)
+        net.fit(X, Y, callbacks=[gs.EarlyStopping(monitor="val_los")], validation_data=(X, Y), verbose=0)
+    with pytest.raises(ValueError, match="unknown monitor 'val_loss'"):
+        net.fit(X, Y, callbacks=[gs.EarlyStopping(monitor="val_loss")], verbose=0)
+    assert net.history is first
+    assert net.epochs_trained == 1
+    for name, value in net.parameters().items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+@pytest.mark.parametrize("validated", [False, True])
+@pytest.mark.parametrize("loss", ["mse", "binary_cross_entropy", "cross_entropy"])
+def test_callbacks_are_told_the_names_of_the_history(loss, validated):
+    class Remember(gs.Callback):
+        def on_fit_begin(self, state):
+            self.names = state.metrics
+
+    net = gs.Network([gs.Dense(2)], loss=loss, backend="numpy")
+    data = X, (np.arange(len(X)) % 2 if loss == "cross_entropy" else np.zeros((len(X), 2)))
+    remember = Remember()
+    history = net.fit(
+        *data, epochs=1, callbacks=[remember], validation_data=data if validated else None, verbose=0
+    )
+    assert remember.names == tuple(history)
+
+
+def test_any_true_value_stops_the_training():
+    class Stop(gs.Callback):
+        def on_epoch_end(self, state):
+            return np.float32(1) > 0
+
+    assert make().fit(X, Y, epochs=10, callbacks=[Stop()], verbose=0).stopped == "callback"
+
+
+def test_every_callback_ends_whatever_another_raises():
+    class Boom(gs.Callback):
+        def on_epoch_end(self, state):
+            if state.epoch == 3:
+                raise RuntimeError("in an epoch")
+
+        def on_fit_end(self, state):
+            raise RuntimeError("at the end")
+
+    class End(gs.Callback):
+        ended = False
+
+        def on_fit_end(self, state):
+            self.ended = True
+
+    net, end = make(), End()
+    with pytest.raises(RuntimeError, match="at the end"):
+        net.fit(X, Y, epochs=10, callbacks=[Boom(), end], verbose=0)
+    assert end.ended
+    assert net.history.stopped == "failed"
+    assert len(net.history) == net.epochs_trained == 3
+
+
+def test_no_callbacks_may_be_none():
+    assert len(make().fit(X, Y, epochs=2, callbacks=None, verbose=0)) == 2
+    with pytest.raises(TypeError, match="callbacks must be a list of callbacks, got 3"):
+        make().fit(X, Y, epochs=2, callbacks=3, verbose=0)

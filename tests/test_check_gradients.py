@@ -90,3 +90,21 @@ def test_bad_arguments_are_one_sentence():
         gs.check_gradients(make(), X, TARGETS["values"], entries=0)
     with pytest.raises(ValueError, match="y must have as many rows"):
         gs.check_gradients(make(), X, TARGETS["values"][:2])
+
+
+def test_a_gradient_that_is_nan_is_a_disagreement(monkeypatch):
+    net = gs.Network([gs.Dense(3, "tanh"), gs.Dense(1)], backend="numpy")
+    X, y = np.ones((4, 2)), np.ones((4, 1))
+    net.prepare(X, y)
+    right = gs.Network.loss_and_gradients
+
+    def wrong(self, *arguments, **options):
+        loss, gradients = right(self, *arguments, **options)
+        gradients["dense_0.W"][1, 2] = np.nan
+        return loss, gradients
+
+    monkeypatch.setattr(gs.Network, "loss_and_gradients", wrong)
+    report = gs.check_gradients(net, X, y)
+    assert not report
+    assert np.isnan(report.errors["dense_0.W"])
+    assert "DISAGREE" in repr(report)

@@ -331,15 +331,6 @@ def test_network_that_is_not_finite_cannot_be_saved_and_harms_no_file(path, monk
     assert names(path.parent) == [path.name]
 
 
-@pytest.mark.parametrize("classes", ["abc", ["a", "b"], [1, 2, 3], {"a": 1}])
-def test_classes_that_do_not_name_the_outputs_cannot_be_saved(path, classes):
-    net, _, _ = trained()
-    net.classes = classes
-    with pytest.raises(ValueError, match="classes must"):
-        net.save(path)
-    assert names(path.parent) == []
-
-
 def test_two_classes_of_a_single_output_are_saved(path):
     net = gs.Network([gs.Input(2), gs.Dense(1)], loss="binary_cross_entropy", backend="numpy")
     net.classes = ["no", "yes"]
@@ -376,9 +367,12 @@ ENCODER = {
         (lambda config, tensors: config["network"]["loss"].update(name="mean"), "unknown loss 'mean'"),
         (lambda config, tensors: config.pop("network"), "lacks 'network' in its metadata"),
         (lambda config, tensors: config.update(encoder={}), "does not describe a TableEncoder"),
-        (lambda config, tensors: config["network"].update(l2=10**400), "int too large"),
-        (lambda config, tensors: config["network"].update(classes="abc"), "classes must be None or a list"),
-        (lambda config, tensors: config["network"].update(classes=["a", "b"]), "classes must have one name"),
+        (lambda config, tensors: config["network"].update(l2=10**400), "l2 must fit float64"),
+        (lambda config, tensors: config["network"].update(classes="abc"), "classes must be a list of names"),
+        (
+            lambda config, tensors: config["network"].update(classes=["a", "b"]),
+            "classes must be one name",
+        ),
         (
             lambda config, tensors: config.update(encoder={**ENCODER, "columns": ENCODER["columns"][:3]}),
             r"as many features as the network has inputs \(4\), got 3",

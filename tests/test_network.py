@@ -376,3 +376,48 @@ def test_an_encoder_lets_every_method_take_frames(backend):
     assert net.evaluate(frame, y) == plain.evaluate(X, y)
     assert net.step(frame, y) == plain.step(X, y)
     np.testing.assert_array_equal(net.predict(X), plain.predict(X))
+
+
+@pytest.mark.parametrize("given", [["a", "b", "c"], ("a", "b", "c"), np.array(["a", "b", "c"])])
+def test_classes_may_be_any_sequence(given):
+    net = gs.Network([gs.Input(2), gs.Dense(3)], loss="cross_entropy", backend="numpy")
+    net.classes = given
+    assert net.classes == ["a", "b", "c"]
+    net.classes = [np.int64(1), 2, 3.5]
+    assert net.classes == ["1", "2", "3.5"]
+
+
+@pytest.mark.parametrize(("given", "error"), [("abc", TypeError), (["a", "b"], ValueError), ([], ValueError)])
+def test_classes_that_do_not_name_the_outputs_are_refused(given, error):
+    net = gs.Network([gs.Input(2), gs.Dense(3)], loss="cross_entropy", backend="numpy")
+    net.classes = ["a", "b", "c"]
+    with pytest.raises(error, match="classes must be"):
+        net.classes = given
+    assert net.classes == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shift": [float("nan"), 0.0]},
+        {"scale": [0.0, 1.0]},
+        {"scale": [1.0, float("inf")]},
+        {"mode": "none"},
+        {"shift": [10**400, 0.0]},
+    ],
+)
+def test_statistics_that_no_training_rows_have_are_refused(change):
+    net = gs.Network([gs.Dense(1)], preprocessing="standardize", backend="numpy")
+    net.prepare(np.array([[0.0, 1.0], [2.0, 5.0]]))
+    config = net.config
+    with pytest.raises(ValueError, match="statistics"):
+        gs.Network.from_config({**config, "preprocessing": {**config["preprocessing"], **change}})
+
+
+def test_losses_compare_and_hash_by_value():
+    assert gs.Huber(2.0) == gs.Loss("huber", {"delta": 2.0})
+    assert hash(gs.Huber(2.0)) == hash(gs.Loss("huber", {"delta": 2.0}))
+    assert gs.Huber(2.0) != gs.Huber(1.0)
+    assert repr(gs.Huber(2.0)) == "Huber(delta=2.0)"
+    net = gs.Network([gs.Dense(1)], loss=gs.Huber(2.0), backend="numpy")
+    assert repr(gs.Network.from_config(net.config).loss) == "Huber(delta=2.0)"

@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from fractions import Fraction
 
 import joblib
 import numpy as np
@@ -299,3 +300,27 @@ def test_training_works_in_joblib_workers(name):
     tasks = [joblib.delayed(_train)(name, seed) for seed in (1, 2)]
     with joblib.parallel_config(backend="loky", n_jobs=2):
         assert joblib.Parallel()(tasks) == [_expected(name, seed) for seed in (1, 2)]
+
+
+@pytest.mark.parametrize("rate", [1, np.float32(0.5), np.int64(1), Fraction(1, 2)])
+def test_a_learning_rate_may_be_any_type_of_number(backend, rate, tmp_path):
+    net = gs.Network([gs.Dense(1)], optimizer=gs.GradientDescent(rate), backend=backend.name, dtype="float64")
+    X = np.linspace(-0.5, 0.5, 20).reshape(-1, 1)
+    net.fit(X, X, epochs=3, verbose=0)
+    net.learning_rate = rate
+    assert net.learning_rate == float(rate)
+    assert type(net.learning_rate) is float
+    net.fit(X, X, epochs=3, verbose=0)
+    net.save(tmp_path / "net.safetensors", optimizer=True)
+
+
+def test_a_step_whose_loss_is_not_finite_changes_nothing(backend):
+    net = gs.Network([gs.Dense(3, "tanh"), gs.Dense(1)], optimizer="adam", backend=backend.name)
+    X = np.ones((4, 2), np.float32)
+    net.prepare(X)
+    net.step(X, np.ones((4, 1)))
+    before = {**net.parameters(), **net.optimizer_state()}
+    with pytest.raises(gs.DivergenceError):
+        net.step(X, np.full((4, 1), 3e38))
+    for name, value in {**net.parameters(), **net.optimizer_state()}.items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)

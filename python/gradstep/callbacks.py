@@ -27,6 +27,8 @@ class TrainingState:
     """Epochs completed in this call of `fit`."""
     epochs: int
     """Epochs that this call of `fit` was asked for."""
+    metrics: tuple[str, ...]
+    """Names of what the history holds after every epoch."""
 
 
 class Callback:
@@ -36,10 +38,10 @@ class Callback:
     """
 
     def on_fit_begin(self, state: TrainingState) -> None:
-        """Before the first epoch of a call of `fit`."""
+        """Before the first epoch of a call of `fit`; what it raises keeps the call from changing anything."""
 
     def on_epoch_end(self, state: TrainingState) -> bool | None:
-        """After every epoch; returning True stops the training."""
+        """After every epoch; returning a true value stops the training."""
 
     def on_fit_end(self, state: TrainingState) -> None:
         """After the last epoch, also after Ctrl-C or a diverged epoch."""
@@ -90,13 +92,15 @@ class EarlyStopping(Callback):
 
     def on_fit_begin(self, state: TrainingState) -> None:
         """Forget the last call of `fit`."""
+        if self.monitor is not None:
+            check_name("monitor", self.monitor, state.metrics)
         self._reset()
 
     def on_epoch_end(self, state: TrainingState) -> bool:
         """Compare with the best epoch."""
         history = state.history
         monitor = self.monitor or ("val_loss" if "val_loss" in history else "loss")
-        value = history[check_name("monitor", monitor, history)][-1]
+        value = history[monitor][-1]
         if value < self.best - self.min_delta:
             self.best, self.best_epoch = value, state.epoch
             if self.restore_best:

@@ -36,7 +36,7 @@ class GradientReport:
     @property
     def largest_error(self) -> float:
         """Largest relative error of all parameters."""
-        return max(self.errors.values())
+        return float(np.max(list(self.errors.values())))
 
     def __bool__(self) -> bool:
         return self.largest_error <= self.tolerance

@@ -57,7 +57,7 @@ def save(
     Raises
     ------
     ValueError
-        If the network has no parameters yet, parameters that are not finite, or classes or an encoder
+        If the network has no parameters yet, parameters that are not finite, or an encoder
         that do not belong to it.
     OSError
         If the file cannot be written.
@@ -69,7 +69,6 @@ def save(
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise ValueError(f"the network cannot be saved: {name} holds NaN or infinity")
-    _check_classes(network.classes, network.n_out)
     _check_encoder(network)
     config = {
         "network": network.config,
@@ -106,7 +105,6 @@ def load(path: str | os.PathLike[str], *, backend: str = "auto") -> Network:
     config, tensors = read_model(path)
     try:
         network = Network.from_config(config["network"], backend=backend)
-        _check_classes(config["network"]["classes"], network.n_out)
         if config["encoder"] is not None:
             network.encoder = TableEncoder.from_config(config["encoder"])
         _set_tensors(network, tensors)
@@ -140,18 +138,6 @@ def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(description, dict):
         raise ValueError(f"{os.fspath(path)} holds damaged metadata: description is not an object")
     return description
-
-
-def _check_classes(classes: Any, n_out: int) -> None:
-    """One name for each output; the single output of two classes may have two."""
-    if classes is None:
-        return
-    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
-        raise ValueError(f"classes must be None or a list of text, got {classes!r}")
-    if len(classes) not in (n_out, max(n_out, 2)):
-        raise ValueError(
-            f"classes must have one name for each of the {n_out} output(s) of the network, got {len(classes)}"
-        )
 
 
 def _check_encoder(network: Network) -> None:

@@ -8,6 +8,11 @@ from gradstep.backends.base import Array
 from gradstep.losses import TargetKind
 
 
+def metric_names(kind: TargetKind) -> tuple[str, ...]:
+    """The keys of `metrics`."""
+    return ("rmse", "r2") if kind == "values" else ("accuracy",)
+
+
 def metrics(kind: TargetKind, predictions: Array, y: Array, weight: Array | None) -> dict[str, float]:
     """Metrics of predictions in the units of y.
 

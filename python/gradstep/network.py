@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from gradstep.callbacks import Callback
 from gradstep.history import History
 from gradstep.layers import Input, Layer
 from gradstep.losses import Loss
-from gradstep.metrics import metrics
+from gradstep.metrics import metric_names, metrics
 from gradstep.names import check_name
 from gradstep.optimizers import Optimizer
 from gradstep.preprocessing import Transform, fit_transform
@@ -74,8 +74,6 @@ class Network:
         Of the last call of `fit`.
     epochs_trained : int
         Epochs over the life of the network.
-    classes : list of str or None
-        Names of the labels 0, 1, ..., saved with the network.
     encoder : TableEncoder or None
         If set, X may be a data frame wherever X is taken, and goes through ``encoder.transform``.
 
@@ -121,7 +119,7 @@ class Network:
 
         self.history: History | None = None
         self.epochs_trained = 0
-        self.classes: list[str] | None = None
+        self._classes: list[str] | None = None
         self.encoder: Any = None
         self._engine: Engine | None = None
         self._plan: Plan | None = None
@@ -173,6 +171,33 @@ class Network:
     def backend(self) -> str:
         """Name of the backend that computes."""
         return self._backend.name
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the labels 0, 1, ..., saved with the network; one per output, or two for a single one.
+
+        May be set to any sequence, whose entries are kept as text.
+
+        Raises
+        ------
+        ValueError
+            If their number is another.
+        """
+        return self._classes
+
+    @classes.setter
+    def classes(self, names: Iterable[object] | None) -> None:
+        if names is None:
+            self._classes = None
+            return
+        if isinstance(names, str):
+            raise TypeError(f"classes must be a list of names, got the text {names!r}")
+        kept = [str(name) for name in names]
+        if len(kept) not in (self.n_out, max(self.n_out, 2)):
+            raise ValueError(
+                f"classes must be one name per output ({self.n_out}), or two for one, got {len(kept)}"
+            )
+        self._classes = kept
 
     @property
     def n_in(self) -> int | None:
@@ -257,7 +282,7 @@ class Network:
             self._plan = self._specification.plan(check_integer("n_in", n_in, minimum=1))
         self._input_transform = _transform_from_config(config["preprocessing"], n_in)
         self._target_transform = _transform_from_config(config["target_preprocessing"], self.n_out)
-        self.classes = None if config["classes"] is None else [str(name) for name in config["classes"]]
+        self.classes = config["classes"]
         self.epochs_trained = check_integer("epochs_trained", config["epochs_trained"], minimum=0)
 
     def save(self, path: str | os.PathLike[str], *, optimizer: bool = False) -> None:
@@ -436,7 +461,7 @@ class Network:
         sample_weight: Any = None,
         validation_data: Any = None,
         shuffle: bool = True,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Callback] | None = None,
         verbose: int = 1,
     ) -> History:
         """Train for a number of epochs; called again, go on training.
@@ -460,7 +485,7 @@ class Network:
             (X, y) or (X, y, sample_weight), evaluated after every epoch.
         shuffle : bool, default True
             Visit the rows in a new order every epoch, which depends on seed and epoch alone.
-        callbacks : sequence of Callback
+        callbacks : sequence of Callback, optional
             Called after every epoch.
         verbose : int, default 1
             0 shows no progress.
@@ -476,7 +501,7 @@ class Network:
         TypeError, ValueError
             If an argument is not as above; nothing has changed then.
         DivergenceError
-            If a loss or parameter became NaN or infinite; the network is that of the last good epoch.
+            If a loss or parameter became NaN or infinite; the network keeps its last good parameters.
         """
         rows = self._check_rows(X, y, sample_weight)
         n, n_in = rows.X.shape
@@ -495,10 +520,15 @@ class Network:
             shuffle=shuffle,
             validate=None if validation is None else lambda: self._evaluate(engine, validation),
             callbacks=callbacks,
+            metric_names=self._history_names(validation is not None),
             verbose=verbose,
             note=backends.first_use_note(self._backend, self.dtype) if verbose else None,
         )
         return train(self, engine, job)
+
+    def _history_names(self, validated: bool) -> tuple[str, ...]:
+        names = ("loss", *metric_names(self.loss.target_kind)) if validated else ()
+        return ("loss", *(f"val_{name}" for name in names))
 
     def predict(self, X: Any) -> Array:
         """Outputs for rows: values, or probabilities for a classification loss.
@@ -582,7 +612,7 @@ class Network:
         TypeError, ValueError
             If an argument is not as `fit` needs it; nothing has changed then.
         DivergenceError
-            If the loss is NaN or infinite; the parameters are then, too, and have to be set anew.
+            If the loss is NaN or infinite; nothing has changed then.
         """
         engine = self._fast_engine
         if (
@@ -766,12 +796,17 @@ _INT32 = np.dtype(np.int32)
 
 
 def _check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
+    if callbacks is None:
+        return ()
     if isinstance(callbacks, Callback):
         raise TypeError("callbacks must be a list of callbacks, got a single one")
-    for callback in callbacks:
+    if not isinstance(callbacks, Iterable):
+        raise TypeError(f"callbacks must be a list of callbacks, got {callbacks!r}")
+    given: tuple[Callback, ...] = tuple(callbacks)
+    for callback in given:
         if not isinstance(callback, Callback):
             raise TypeError(f"callbacks must be instances of Callback, got {callback!r}")
-    return tuple(callbacks)
+    return given
 
 
 def _transform_config(mode: str, transform: Transform | None) -> dict[str, Any]:
@@ -782,7 +817,18 @@ def _transform_config(mode: str, transform: Transform | None) -> dict[str, Any]:
 def _transform_from_config(config: Mapping[str, Any], width: int | None) -> Transform | None:
     if config["shift"] is None:
         return None
-    transform = Transform.from_config(config)
+    try:
+        transform = Transform.from_config(config)
+    except OverflowError:
+        raise ValueError("statistics of the preprocessing must fit float64") from None
+    if config["mode"] == "none":
+        raise ValueError("preprocessing 'none' has no statistics")
     if transform.shift.shape != (width,) or transform.scale.shape != (width,):
         raise ValueError(f"statistics of the preprocessing must have {width} entries each")
+    if not (
+        np.isfinite(transform.shift).all()
+        and np.isfinite(transform.scale).all()
+        and (transform.scale > 0).all()
+    ):
+        raise ValueError("statistics of the preprocessing must be finite, and scales positive")
     return transform

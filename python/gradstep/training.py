@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,11 @@ EPOCHS_PER_CALL = 1 << 16
 
 
 class DivergenceError(FloatingPointError, RuntimeError):
-    """A loss or parameter became NaN or infinite; the network is that of the last good epoch."""
+    """A loss or parameter became NaN or infinite; the network keeps its last good parameters.
+
+    These are those of the end of the last good epoch; networks above 64 MB of parameters and optimizer state
+    keep those before the step that failed instead, for memory's sake. `EarlyStopping` has set the best ones.
+    """
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,8 @@ class Job:
     validate: Callable[[], dict[str, float]] | None
     """Metrics on the validation rows, or None without them."""
     callbacks: Sequence[Callback]
+    metric_names: tuple[str, ...]
+    """What the history will hold."""
     verbose: int
     note: str | None = None
     """A sentence to show before the first epoch."""
@@ -92,17 +99,25 @@ class _Loop:
         self.network = network
         self.engine = engine
         self.job = job
-        self.history = network.history = History(first_epoch=network.epochs_trained + 1)
-        self.progress: Progress = start_progress(job.verbose, job.epochs)
+        self.history = History(first_epoch=network.epochs_trained + 1)
         self.each_epoch = bool(job.callbacks) or job.validate is not None
+        self.restored = True
 
     def run(self) -> History:
+        for callback in self.job.callbacks:  # they may refuse: nothing has changed yet
+            callback.on_fit_begin(self._state())
+        self.network.history = self.history
+        self.progress: Progress = start_progress(self.job.verbose, self.job.epochs)
         start = time.perf_counter()
         try:
             self._epochs()
         except KeyboardInterrupt:
             self.history.stopped = "interrupted"
             self.history.pad()
+        except BaseException:
+            self.history.stopped = "failed"
+            self.history.pad()
+            raise
         finally:
             self.history.seconds = time.perf_counter() - start
             self._end()
@@ -111,8 +126,6 @@ class _Loop:
         return self.history
 
     def _epochs(self) -> None:
-        for callback in self.job.callbacks:
-            callback.on_fit_begin(self._state())
         if self.job.note is not None:
             self.progress.note(self.job.note)
         stepwise = self.each_epoch or self.progress.visible
@@ -140,16 +153,18 @@ class _Loop:
             rows.weight,
             epochs=epochs,
             batch_size=self.job.batch_size,
-            learning_rates=np.full(epochs, self.network.learning_rate),
+            learning_rates=np.full(epochs, self.network.learning_rate, dtype=np.float64),
             seed=self.network.seed,
             first_epoch=self.network.epochs_trained,
             shuffle=self.job.shuffle,
         )
         self._record(result)
+        if result.raised is not None:
+            raise result.raised
         if self.history.stopped != "finished":
             return
         for callback in self.job.callbacks:
-            if callback.on_epoch_end(self._state()) is True:
+            if callback.on_epoch_end(self._state()):
                 self.history.stopped = "callback"
 
     def _record(self, result: TrainResult) -> None:
@@ -157,6 +172,7 @@ class _Loop:
             self.history.stopped = "interrupted"
         elif result.diverged:
             self.history.stopped = "diverged"
+            self.restored = result.restored
         if not result.losses:
             return
         self.network.epochs_trained += len(result.losses)
@@ -173,22 +189,27 @@ class _Loop:
         return values
 
     def _state(self) -> TrainingState:
-        return TrainingState(self.network, self.history, len(self.history), self.job.epochs)
+        return TrainingState(
+            self.network, self.history, len(self.history), self.job.epochs, self.job.metric_names
+        )
 
     def _end(self) -> None:
-        try:
-            for callback in self.job.callbacks:
-                callback.on_fit_end(self._state())
-            if self.history.interrupted:
-                done = f"{len(self.history)} of {self.job.epochs} epochs"
-                self.progress.note(f"interrupted after {done}: the network keeps what it learnt")
-        finally:
-            self.progress.close()
+        with contextlib.ExitStack() as stack:  # every callback ends, whatever another one raises
+            stack.callback(self.progress.close)
+            stack.callback(self._note_interruption)
+            for callback in reversed(self.job.callbacks):
+                stack.callback(callback.on_fit_end, self._state())
+
+    def _note_interruption(self) -> None:
+        if self.history.interrupted:
+            done = f"{len(self.history)} of {self.job.epochs} epochs"
+            self.progress.note(f"interrupted after {done}: the network keeps what it learnt")
 
     def _divergence(self) -> str:
         rate = self.network.learning_rate
+        kept = "last good" if self.restored else "last finite"
         return (
             f"training diverged in epoch {self.network.epochs_trained + 1} (a loss or parameter became "
-            f"NaN or infinite); the network is back at the end of the epoch before: try a smaller "
-            f"learning rate, such as {rate / 10:g} instead of {rate:g}"
+            f"NaN or infinite); the network keeps its {kept} parameters: try a smaller learning rate, "
+            f"such as {rate / 10:g} instead of {rate:g}"
         )

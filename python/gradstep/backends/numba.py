@@ -255,14 +255,12 @@ def _run_in_slices(arguments: tuple[object, ...], progress: Array, epochs: int) 
     """Train to the end, looking for Ctrl-C about every SLICE_SECONDS; returns whether it came."""
     budget = 1
     with deferred_interrupt() as interrupt:
-        while progress[kernels.EPOCH] < epochs and not progress[kernels.DIVERGED]:
-            if interrupt.pressed:
-                return True
+        while progress[kernels.EPOCH] < epochs and not progress[kernels.DIVERGED] and not interrupt.pressed:
             start = time.perf_counter()
             kernels.train(*arguments, budget)
             seconds = max(time.perf_counter() - start, 1e-9)
             budget = max(1, min(int(budget * SLICE_SECONDS / seconds), 16 * budget))
-        return interrupt.pressed
+    return interrupt.pressed  # after the block: what comes later raises KeyboardInterrupt again
 
 
 def _layer_table(plan: Plan) -> Array:
