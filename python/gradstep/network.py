@@ -393,24 +393,25 @@ class Network:
         TypeError, ValueError
             If X or y is not as `fit` needs it.
         """
-        X = self._check_inputs(X)
+        source, X = X, self._check_inputs(X)
         if (
             y is None
             and self._specification.target_preprocessing != "none"
             and self._target_transform is None
         ):
             raise ValueError("y is needed to standardize targets")
-        self._prepare(X, None if y is None else self._check_y(y, len(X)))
+        self._prepare(X, None if y is None else self._check_y(y, len(X)), source)
 
-    def _prepare(self, X: Array, y: Array | None) -> Engine:
-        """Engine and statistics, from validated rows."""
+    def _prepare(self, X: Array, y: Array | None, source: Any) -> Engine:
+        """Engine and statistics, from validated rows, and from X as it was given."""
         if self._engine is not None and self._is_prepared():
             return self._engine
         input_transform, target_transform = self._input_transform, self._target_transform
         if input_transform is None:
-            input_transform = fit_transform(self._specification.preprocessing, X)
+            exact = X if self._specification.preprocessing == "none" else _as_given(source, X)
+            input_transform = fit_transform(self._specification.preprocessing, exact, self.dtype, "X")
         if target_transform is None and y is not None:
-            target_transform = fit_transform(self._specification.target_preprocessing, y)
+            target_transform = fit_transform(self._specification.target_preprocessing, y, "float64", "y")
         if self._engine is None:
             plan = self._specification.plan(X.shape[1]) if self._plan is None else self._plan
             self._start_engine(plan, self._specification.initial_parameters(plan))
@@ -427,7 +428,9 @@ class Network:
         return check_inputs(X, self.dtype, self.n_in if n_in is None else n_in, argument)
 
     def _check_y(self, y: Any, n: int, argument: str = "y") -> Array:
-        return TARGET_CHECKS[self.loss.target_kind](y, self.dtype, n, self.n_out, argument)
+        # Targets that the network learns in other units stay exact until they are in these.
+        dtype = self.dtype if self._specification.target_preprocessing == "none" else "float64"
+        return TARGET_CHECKS[self.loss.target_kind](y, dtype, n, self.n_out, argument)
 
     def _check_rows(self, X: Any, y: Any, sample_weight: Any) -> Rows:
         X = self._check_inputs(X)
@@ -446,7 +449,9 @@ class Network:
     def _network_units(self, rows: Rows) -> Rows:
         """The rows with their targets as the network learns them."""
         transform = self._target_transform
-        return rows if transform is None else Rows(rows.X, transform.apply(rows.y), rows.weight)
+        if transform is None:
+            return rows
+        return Rows(rows.X, transform.apply(rows.y, self.dtype), rows.weight)
 
     # ----------------------------------------------------------------------------------------------
     # Training and use.
@@ -512,7 +517,7 @@ class Network:
         callbacks = _check_callbacks(callbacks)
         verbose = check_integer("verbose", int(verbose) if isinstance(verbose, bool) else verbose, minimum=0)
 
-        engine = self._prepare(rows.X, rows.y)
+        engine = self._prepare(rows.X, rows.y, X)
         job = Job(
             rows=self._network_units(rows),
             epochs=epochs,
@@ -541,7 +546,8 @@ class Network:
         Returns
         -------
         numpy.ndarray
-            (n, n_out) in the network's dtype, always two-dimensional.
+            (n, n_out), always two-dimensional; in the network's dtype, or float64 in y's own units where
+            targets are standardized.
 
         Raises
         ------
@@ -652,7 +658,7 @@ class Network:
         """Engine and rows in the network's units; the input width is learnt if need be."""
         self._require_statistics()
         rows = self._check_rows(X, y, sample_weight)
-        return self._prepare(rows.X, None), self._network_units(rows)
+        return self._prepare(rows.X, None, X), self._network_units(rows)
 
     def loss_and_gradients(
         self, X: Any, y: Any, sample_weight: Any = None, *, input_gradient: bool = False
@@ -807,6 +813,14 @@ def _check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
         if not isinstance(callback, Callback):
             raise TypeError(f"callbacks must be instances of Callback, got {callback!r}")
     return given
+
+
+def _as_given(source: Any, X: Array) -> Array:
+    """The source as an array, in its own precision, or X if it is not one of numbers in this shape."""
+    if source is X or not hasattr(source, "__array__"):
+        return X
+    array = np.asarray(source)
+    return array if array.dtype.kind in "fiu" and array.shape == X.shape else X
 
 
 def _transform_config(mode: str, transform: Transform | None) -> dict[str, Any]:

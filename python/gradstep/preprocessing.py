@@ -73,14 +73,14 @@ class Transform:
     shift: Array
     scale: Array
 
-    def apply(self, values: Array) -> Array:
-        """Transformed values in the dtype of the argument."""
-        transformed: Array = ((values - self.shift) * self.scale).astype(values.dtype)
+    def apply(self, values: Array, dtype: str) -> Array:
+        """Transformed values, computed in float64, in the dtype."""
+        transformed: Array = ((values - self.shift) * self.scale).astype(dtype)
         return transformed
 
     def invert(self, values: Array) -> Array:
-        """Values in their own units again, in the dtype of the argument."""
-        own: Array = (values / self.scale + self.shift).astype(values.dtype)
+        """Values in their own units again, float64: float32 may not resolve them."""
+        own: Array = values / self.scale + self.shift
         return own
 
     def to_config(self) -> dict[str, list[float]]:
@@ -121,17 +121,54 @@ def check_preprocessing(mode: object) -> str:
     return check_name("preprocessing", "minmax" if mode == "min-max" else mode, PREPROCESSING)
 
 
-def fit_transform(mode: str, X: Array) -> Transform | None:
-    """The transform of a mode for training rows X (n, n_columns); None for "none"."""
+def fit_transform(mode: str, rows: Array, dtype: str, argument: str) -> Transform | None:
+    """The transform of a mode for training rows; None for "none".
+
+    Parameters
+    ----------
+    mode
+        A key of `PREPROCESSING`.
+    rows
+        (n, n_columns), finite, in the precision in which they were given.
+    dtype
+        In which the network will see the columns.
+    argument
+        Name of the argument, for errors.
+
+    Raises
+    ------
+    ValueError
+        If the dtype cannot hold the range of a column, or not tell its values apart.
+    """
     make = PREPROCESSING[mode]
     if make is None:
         return None
     with np.errstate(over="ignore", invalid="ignore"):
-        transform = make(column_statistics(X))
-    unusable = ~(np.isfinite(transform.shift) & np.isfinite(transform.scale) & (transform.scale > 0))
-    if unusable.any():
+        statistics = column_statistics(rows)
+        transform = make(statistics)
+        span = statistics.maximum - statistics.minimum
+    limits = np.finfo(dtype)
+    fits = np.isfinite(transform.shift) & np.isfinite(transform.scale) & (transform.scale > 0)
+    too_wide = ~(fits & (span < limits.max / 4))
+    if too_wide.any():
+        column = int(np.argmax(too_wide))
         raise ValueError(
-            f"preprocessing {mode!r} cannot span the values of column {int(np.argmax(unusable))}: "
-            "their squared range exceeds float64"
+            f"preprocessing {mode!r} cannot span the values of column {column} of {argument}: "
+            f"their range must be below {limits.max / 4:.2g} for {dtype}"
         )
+    if np.finfo(rows.dtype if rows.dtype.kind == "f" else np.float64).eps < limits.eps:
+        _check_resolution(statistics, dtype, argument)
     return transform
+
+
+def _check_resolution(statistics: ColumnStatistics, dtype: str, argument: str) -> None:
+    """Refuse columns whose values would fall together when they are rounded to the dtype."""
+    magnitude = np.maximum(np.abs(statistics.minimum), np.abs(statistics.maximum))
+    lost = (statistics.deviation > 0) & (statistics.deviation < 4 * np.finfo(dtype).eps * magnitude)
+    if lost.any():
+        column = int(np.argmax(lost))
+        raise ValueError(
+            f"column {column} of {argument} varies by {statistics.deviation[column]:.3g} around "
+            f"{statistics.mean[column]:.9g}, which {dtype} cannot tell apart: subtract an offset, "
+            "or make the network with dtype='float64'"
+        )

@@ -345,13 +345,22 @@ def check_weight(weight: Any, dtype: str, n: int, argument: str = "sample_weight
     if array.ndim != 1:
         raise ValueError(f"{argument} must have shape ({n},), got {array.shape}")
     _check_length(argument, array, n)
-    array = numeric_array(argument, array, dtype)
+    array = numeric_array(argument, array)
     if array.min() < 0:
         cell = _cell(argument, array, int(np.argmax(array < 0)))
         raise ValueError(f"{argument} must not be negative, but {cell}")
     if not array.any():
         raise ValueError(f"{argument} must not be all zero")
-    return array
+    return numeric_array(argument, _scaled_to_sum(array), dtype)
+
+
+def _scaled_to_sum(weight: Array) -> Array:
+    """Weights times a power of two, where float32 could not hold them or their sum: only ratios matter."""
+    largest = float(weight.max())
+    if largest > 1e-20 and largest * len(weight) < 1e30:
+        return weight
+    scaled: Array = np.ldexp(weight.astype(np.float64), -math.frexp(largest)[1])
+    return scaled
 
 
 def _check_length(argument: str, array: Array, n: int) -> None:

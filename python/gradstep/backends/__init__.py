@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from importlib import import_module
 
+from gradstep.backends import blas_threads
 from gradstep.backends.base import Backend
 from gradstep.names import check_name
 from gradstep.validation import check_integer
@@ -15,9 +16,6 @@ NAMES = ("cpp", "numba", "numpy")
 CHOICES = (*NAMES, "auto")
 
 ENVIRONMENT_VARIABLE = "GRADSTEP_BACKEND"
-
-MOST_THREADS = 1024
-"""More than this is a slip: every thread has a workspace of its own."""
 
 _loaded: dict[str, Backend] = {}
 _chosen: str | None = None
@@ -120,7 +118,9 @@ def set_num_threads(count: int | None) -> None:
         If count is no such number.
     """
     global _num_threads
-    number = 0 if count is None else check_integer("count", count, minimum=0, maximum=MOST_THREADS)
+    number = (
+        0 if count is None else check_integer("count", count, minimum=0, maximum=blas_threads.MOST_THREADS)
+    )
     get()
     for backend in _loaded.values():
         backend.set_num_threads(number)
@@ -139,6 +139,7 @@ def _from_environment() -> str:
 
 def _load(name: str) -> Backend:
     if name not in _loaded:
+        blas_threads.from_environment()  # a slip there is said at once, whatever the backend
         backend: Backend = import_module(f"{__name__}.{name}").BACKEND
         if _num_threads:
             backend.set_num_threads(_num_threads)

@@ -12,10 +12,24 @@ _defaults: dict[str, int] = {}
 _decided = False
 
 
-def _from_environment() -> int:
-    """The environment's wish, or 0. OMP_NUM_THREADS is read by the BLAS libraries themselves."""
-    text = os.environ.get(ENVIRONMENT_VARIABLE, "")
-    return int(text) if text.isdecimal() else 0
+MOST_THREADS = 1024
+"""More than this is a slip: every thread has a workspace of its own."""
+
+
+def from_environment() -> int:
+    """The environment's wish, or 0. OMP_NUM_THREADS is read by the BLAS libraries themselves.
+
+    Raises
+    ------
+    ValueError
+        If GRADSTEP_NUM_THREADS is no number of threads.
+    """
+    text = os.environ.get(ENVIRONMENT_VARIABLE, "").strip()
+    if not text:
+        return 0
+    if not text.isdecimal() or len(text) > 9 or int(text) > MOST_THREADS:
+        raise ValueError(f"{ENVIRONMENT_VARIABLE} must be an integer from 0 to {MOST_THREADS}, got {text!r}")
+    return int(text)
 
 
 def _usable_cores() -> int:
@@ -50,7 +64,7 @@ def set_num_threads(count: int) -> None:
     """
     global _decided
     _decided = True
-    wanted = count or _from_environment()
+    wanted = count or from_environment()
     libraries = _libraries()
     if wanted and not libraries:
         warnings.warn(
@@ -65,7 +79,7 @@ def set_num_threads(count: int) -> None:
 
 def follow_environment() -> None:
     """Apply GRADSTEP_NUM_THREADS, unless `set_num_threads` has decided already."""
-    if not _decided and _from_environment():
+    if not _decided and from_environment():
         set_num_threads(0)
 
 

@@ -27,8 +27,8 @@ def deferred_interrupt() -> Iterator[InterruptFlag]:
     Yields
     ------
     InterruptFlag
-        Its ``pressed`` becomes true at Ctrl-C. To be read once more after the block, or a Ctrl-C just before its
-        end is lost.
+        Its ``pressed`` becomes true at Ctrl-C. To be read once more after the block, or a Ctrl-C just before
+        its end is lost.
     """
     flag = InterruptFlag()
     in_main_thread = threading.current_thread() is threading.main_thread()
