@@ -157,3 +157,16 @@ def test_the_environment_is_read_in_a_new_process():
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "numpy"
+
+
+@pytest.mark.parametrize("text", ["abc", "-1", "99999999999999999999", "4,2", "2000", "1.5"])
+def test_a_slip_in_the_number_of_threads_is_an_error(monkeypatch, text):
+    monkeypatch.setenv("GRADSTEP_NUM_THREADS", text)
+    monkeypatch.setattr(backends, "_loaded", {})
+    with pytest.raises(ValueError, match="GRADSTEP_NUM_THREADS must be an integer from 0 to 1024"):
+        gs.Network([gs.Dense(1)], backend="numpy")
+
+
+def test_too_many_threads_are_an_error():
+    with pytest.raises(ValueError, match="count must be at most 1024, got 1025"):
+        gs.set_num_threads(1025)

@@ -147,3 +147,39 @@ def test_prepare_learns_statistics_for_training_by_step(X):
     assert net.n_in == 4
     first = net.step(X, X[:, 0])
     assert net.step(X, X[:, 0]) < first
+
+
+def test_targets_far_from_zero_are_learnt_exactly():
+    rng = np.random.default_rng(0)
+    X = rng.random((200, 2))
+    y = 1.6e9 + 20 * (X[:, 0] - X[:, 1])
+    net = gs.Network(
+        [gs.Dense(1)], target_preprocessing="standardize", optimizer=gs.GradientDescent(0.3), backend="numpy"
+    )
+    net.fit(X, y, epochs=300, verbose=0)
+    result = net.evaluate(X, y)
+    assert result["rmse"] < 0.1
+    assert result["r2"] > 0.999
+    assert net.predict(X).dtype == np.float64
+    np.testing.assert_allclose(net.predict(X)[:, 0], y, atol=0.5)
+
+
+def test_a_column_that_float32_cannot_resolve_is_refused():
+    X = np.random.default_rng(0).random((50, 2))
+    X[:, 1] += 1.6e9
+    y = X[:, 0]
+    with pytest.raises(ValueError, match=r"column 1 of X varies by 0\.\d+ around 1.6e\+09, which float32"):
+        gs.Network([gs.Dense(1)], preprocessing="standardize", backend="numpy").fit(X, y, verbose=0)
+    gs.Network([gs.Dense(1)], preprocessing="standardize", backend="numpy", dtype="float64").fit(
+        X, y, verbose=0
+    )
+    gs.Network([gs.Dense(1)], preprocessing="standardize", backend="numpy").fit(
+        X.astype(np.float32), y, epochs=1, verbose=0
+    )  # what was lost before is not asked for
+
+
+@pytest.mark.parametrize("mode", ["standardize", "minmax"])
+def test_a_range_that_float32_cannot_hold_is_refused(mode):
+    X = np.array([[0.0, -3e38], [1.0, 3e38]], np.float32)
+    with pytest.raises(ValueError, match=f"{mode!r} cannot span the values of column 1 of X"):
+        gs.Network([gs.Dense(1)], preprocessing=mode, backend="numpy").fit(X, [0, 1], verbose=0)

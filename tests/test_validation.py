@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import gradstep as gs
 from conftest import BACKENDS
 from gradstep import validation
+from gradstep.backends.numpy import ACTIVATIONS, LOSSES
 from gradstep.validation import (
     all_finite,
     check_inputs,
@@ -340,37 +341,103 @@ def _arrange(values, layout, folder):
     return values.tolist() if layout == "list" else values
 
 
+OPTIMIZERS = {
+    "gradient_descent": gs.GradientDescent,
+    "momentum": lambda rate: gs.SGD(rate / 3, momentum=0.9),
+    "nesterov": lambda rate: gs.SGD(rate / 3, momentum=0.9, nesterov=True),
+    "adam": gs.Adam,
+    "adamw": lambda rate: gs.AdamW(rate, weight_decay=0.1),
+}
+TOLERANCE = {"float32": (3e-4, 1e-2), "float64": (1e-9, 1e-6)}
+"""Of gradients at the start and of outputs after training, relative to the largest entry."""
+
+
+def _assert_close(actual, expected, tolerance):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * max(np.abs(expected).max(), 1e-3))
+
+
 @pytest.mark.parametrize("backend_name", BACKENDS)
-@settings(max_examples=12)
+@settings(max_examples=40)
 @given(
-    widths=st.sampled_from(WIDTHS),
+    widths=st.one_of(st.sampled_from(WIDTHS), st.lists(st.integers(1, 40), min_size=2, max_size=5)),
     rows=st.sampled_from([1, 2, 7, 33]),
-    dtype=st.sampled_from(DTYPES),
+    given_dtype=st.sampled_from(DTYPES),
     layout=st.sampled_from(LAYOUTS),
-    activation=st.sampled_from(["relu", "tanh", "gelu", "identity"]),
-    loss=st.sampled_from(["mse", "huber", "binary_cross_entropy", "cross_entropy"]),
+    dtype=st.sampled_from(sorted(TOLERANCE)),
+    activation=st.sampled_from(sorted(ACTIVATIONS)),
+    loss=st.sampled_from(sorted(LOSSES)),
+    optimizer=st.sampled_from(sorted(OPTIMIZERS)),
+    weighted=st.booleans(),
     batch=st.integers(1, 33),
     seed=st.integers(0, 2**64 - 1),
 )
 def test_random_networks_train_on_random_data(
-    tmp_path_factory, backend_name, widths, rows, dtype, layout, activation, loss, batch, seed
+    tmp_path_factory,
+    backend_name,
+    widths,
+    rows,
+    given_dtype,
+    layout,
+    dtype,
+    activation,
+    loss,
+    optimizer,
+    weighted,
+    batch,
+    seed,
 ):
     n_out = max(widths[-1], 2) if loss == "cross_entropy" else widths[-1]
     layers = [gs.Dense(units, activation) for units in widths[1:-1]] + [gs.Dense(n_out)]
     rng = np.random.default_rng(seed)
-    values = rng.integers(0, 2 if dtype == "bool" else 5, (rows, widths[0])).astype(dtype)
+    values = rng.integers(0, 2 if given_dtype == "bool" else 5, (rows, widths[0])).astype(given_dtype)
     targets = {"cross_entropy": rng.integers(0, n_out, rows)}.get(loss, rng.integers(0, 2, (rows, n_out)))
+    weight = rng.uniform(0.5, 2.0, rows) if weighted else None
     data = _arrange(values.copy(), layout, tmp_path_factory.getbasetemp())
     y = targets.copy()
 
-    settings = {"loss": loss, "optimizer": gs.SGD(1e-4), "preprocessing": "standardize", "seed": seed}
-    losses, outputs = [], []
-    for name in {backend_name, "numpy"}:
-        network = gs.Network(layers, backend=name, **settings)
-        losses.append(network.fit(data, y, epochs=2, batch_size=min(batch, rows), verbose=0).loss)
-        outputs.append(network.predict(data))
-    assert outputs[0].shape == (rows, n_out)
-    np.testing.assert_allclose(losses[0], losses[-1], rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(outputs[0], outputs[-1], rtol=1e-3, atol=1e-4)
+    found = []
+    for name in dict.fromkeys([backend_name, "numpy"]):
+        network = gs.Network(
+            layers,
+            loss=loss,
+            optimizer=OPTIMIZERS[optimizer](0.1 / (10 + max(widths))),
+            preprocessing="standardize",
+            l2=1e-3,
+            seed=seed,
+            backend=name,
+            dtype=dtype,
+        )
+        network.prepare(data)
+        value, gradients = network.loss_and_gradients(data, y, weight, input_gradient=True)
+        history = network.fit(data, y, epochs=2, batch_size=min(batch, rows), sample_weight=weight, verbose=0)
+        found.append((value, gradients, history.loss, network.predict(data)))
+    (value, gradients, losses, outputs), (value_, gradients_, losses_, outputs_) = found[0], found[-1]
+    at_start, at_end = TOLERANCE[dtype]
+    _assert_close(value, value_, at_start)
+    for name, gradient in gradients.items():
+        _assert_close(gradient, gradients_[name], at_start)
+    _assert_close(losses, losses_, at_end)
+    _assert_close(outputs, outputs_, at_end)
+    assert outputs.shape == (rows, n_out)
     np.testing.assert_array_equal(np.asarray(data), values)
     np.testing.assert_array_equal(y, targets)
+
+
+def test_integers_too_large_for_float64_are_named():
+    with pytest.raises(ValueError, match="l2 must fit float64, got an integer of 401 digits"):
+        gs.Network([gs.Dense(1)], l2=10**400)
+    X = np.array([[1, 2], [3, 10**400]], dtype=object)
+    with pytest.raises(ValueError, match=r"X must fit float64, but X\[1, 1\] is too large"):
+        gs.Network([gs.Dense(1)]).fit(X, [1.0, 2.0], verbose=0)
+
+
+@pytest.mark.parametrize("size", [3e38, 1e-40, 1e-300, 1e300])
+@pytest.mark.parametrize("backend_name", BACKENDS)
+def test_only_ratios_of_sample_weights_matter(backend_name, size):
+    rng = np.random.default_rng(0)
+    X, y, ratio = rng.random((50, 3)), rng.random(50), rng.uniform(0.25, 1.0, 50)
+    losses = []
+    for weight in (ratio, ratio * size):
+        net = gs.Network([gs.Dense(4, "tanh"), gs.Dense(1)], backend=backend_name)
+        losses.append(net.fit(X, y, sample_weight=weight, epochs=3, batch_size=8, verbose=0).loss)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
