@@ -169,8 +169,8 @@ def train(
 ) -> None:
     """Train a network on a data set, test it, and save it.
 
-    Ctrl-C ends the training early: the network so far is tested and saved. So is the network of the
-    last good epoch if training diverges, which is an error all the same.
+    Ctrl-C ends the training early: the network so far is tested and saved.
+    So is that of the last good epoch if training diverges: still an error.
     """
     choices = Choices(task, preprocessing, max_categories, validation_fraction, test_fraction, seed)
     recipe = Recipe(hidden, activation, optimizer, lr, l2, epochs, batch_size, patience, backend, dtype, seed)
