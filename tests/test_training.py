@@ -324,3 +324,34 @@ def test_a_step_whose_loss_is_not_finite_changes_nothing(backend):
         net.step(X, np.full((4, 1), 3e38))
     for name, value in {**net.parameters(), **net.optimizer_state()}.items():
         np.testing.assert_array_equal(value, before[name], err_msg=name)
+
+
+@pytest.mark.skipif("cpp" not in BACKENDS, reason="the compiled core is not installed")
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="sends itself a signal")
+def test_what_a_signal_handler_raises_ends_training_and_keeps_its_epochs():
+    def handler(signum, frame):
+        raise LookupError("enough")
+
+    net = make(BACKENDS["cpp"])
+    previous = signal.signal(signal.SIGUSR1, handler)
+    timer = threading.Timer(0.1, signal.raise_signal, [signal.SIGUSR1])
+    timer.start()
+    try:
+        with pytest.raises(LookupError, match="enough"):
+            net.fit(X, Y, epochs=10_000_000, verbose=0)
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR1, previous)
+    assert net.history.stopped == "failed"
+    assert net.epochs_trained == len(net.history) > 0
+
+
+@pytest.mark.skipif("cpp" not in BACKENDS, reason="the compiled core is not installed")
+def test_a_large_network_that_diverges_keeps_finite_parameters_and_says_so():
+    net = gs.Network(
+        [gs.Dense(2400, "relu"), gs.Dense(2400, "relu"), gs.Dense(1)], optimizer=gs.Adam(1e3), backend="cpp"
+    )
+    rng = np.random.default_rng(0)
+    with pytest.raises(gs.DivergenceError, match="the network keeps its last finite parameters"):
+        net.fit(rng.random((64, 20)), rng.random(64), epochs=50, verbose=0)
+    assert all(np.isfinite(value).all() for value in net.parameters().values())
