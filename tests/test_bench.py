@@ -15,6 +15,7 @@ if not BENCH.is_dir():
 sys.path.insert(0, str(BENCH))
 
 import cases  # noqa: E402
+import compare  # noqa: E402
 import reference  # noqa: E402
 from contenders import CONTENDERS  # noqa: E402
 
@@ -82,3 +83,32 @@ def test_numpy_by_hand_and_gradstep_agree_on_shuffled_and_partial_batches(activa
 
 def test_a_case_survives_its_way_through_json():
     assert cases.Case.from_json(SMALLEST.to_json()) == SMALLEST
+
+
+def run_of(**steps):
+    """A run with the seconds a step of these samples, by contender."""
+    return {
+        "results": [
+            {
+                "case": "1-1",
+                "contender": name,
+                "threads": 1,
+                "samples": [{"seconds": 2 * value, "steps": 2} for value in values],
+            }
+            for name, values in steps.items()
+        ]
+    }
+
+
+def test_only_changes_beyond_noise_count():
+    before = run_of(quiet=[1.0, 1.0, 1.01], noisy=[1.0, 1.2, 1.3], better=[2.0, 2.0, 2.0], gone=[1.0])
+    after = run_of(quiet=[1.06, 1.06, 1.07], noisy=[1.1, 1.3, 1.4], better=[1.0, 1.0, 1.0], new=[1.0])
+    found = {change.key[1]: change for change in compare.changes(before, after)}
+    assert list(found) == ["quiet", "noisy", "better"]
+    assert [found[name].slower for name in found] == [True, False, False]
+    assert [found[name].faster for name in found] == [False, False, True]
+
+
+def test_a_slow_median_beside_an_equal_fastest_sample_is_noise():
+    (change,) = compare.changes(run_of(a=[1.0, 1.0, 1.0]), run_of(a=[1.0, 1.5, 1.5]))
+    assert not change.slower
