@@ -342,6 +342,11 @@ PYBIND11_MODULE(_core, m) {
     register_engine<double>(m, "EngineFloat64");
     m.attr("isa") = kernels().isa;
     m.attr("instruction_sets") = instruction_sets();
+#if defined(__clang__)
+    m.attr("compiler") = "Clang " __clang_version__;
+#else
+    m.attr("compiler") = "GCC " __VERSION__;
+#endif
     m.attr("activations") = names(kernels().f32.activations, kernels().f32.n_activations);
     m.attr("losses") = names(kernels().f32.losses, kernels().f32.n_losses);
     m.attr("optimizers") = names(kernels().f32.optimizers, kernels().f32.n_optimizers);

@@ -10,6 +10,7 @@ _Layers = list[tuple[NDArray[Any], NDArray[Any]]]
 
 isa: str
 instruction_sets: list[str]
+compiler: str
 activations: list[str]
 losses: list[str]
 optimizers: list[str]
