@@ -1,11 +1,11 @@
-"""Instructions of a training step, counted by valgrind: a figure that repeats exactly, on a busy machine too.
+"""Instructions of a training step, counted by valgrind: a figure that repeats on a busy machine, too.
 
     python bench/instructions.py            # compare with bench/instructions.json; exits with 1 if it grew
     python bench/instructions.py --write    # keep what is counted now
 
-Counted is `Network.fit` with the AVX2 kernels (valgrind knows no AVX-512) on one thread: the difference between a
-longer and a shorter run, so that start and imports drop out. Other compilers make other code: figures of another
-one than the file names are not compared.
+Counted is `Network.fit` with the AVX2 kernels (valgrind knows no AVX-512) on one thread: the difference
+between a longer and a shorter run, so that start and imports drop out. Other compilers make other code:
+figures of another one than the file names are not compared.
 """
 
 from __future__ import annotations
@@ -101,9 +101,8 @@ def main() -> int:
     for name, instructions in found.items():
         before = kept["instructions"][name]
         grown |= instructions > before * (1 + MARGIN)
-        print(
-            f"{name:12s} {instructions:10,d} instructions a step, kept {before:10,d} ({instructions / before - 1:+.1%})"
-        )
+        change = f"{instructions / before - 1:+.1%}"
+        print(f"{name:12s} {instructions:10,d} instructions a step, kept {before:10,d} ({change})")
     if not comparable:
         print(f"not compared: kept for {kept['compiler']}, built by {compiler()}")
     return 1 if grown and comparable else 0
