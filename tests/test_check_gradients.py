@@ -108,3 +108,17 @@ def test_a_gradient_that_is_nan_is_a_disagreement(monkeypatch):
     assert not report
     assert np.isnan(report.errors["dense_0.W"])
     assert "DISAGREE" in repr(report)
+
+
+def test_a_network_trained_to_its_end_is_no_disagreement():
+    X, y = pytest.importorskip("sklearn.datasets").load_digits(return_X_y=True)
+    net = gs.Network(
+        [gs.Dense(32, "tanh"), gs.Dense(10)],
+        loss="cross_entropy",
+        preprocessing="minmax",
+        optimizer=gs.Adam(0.01),
+        backend="numpy",
+    )
+    net.fit(X[:100], y[:100], epochs=3000, batch_size=100, verbose=0)
+    assert net.history.loss[-1] < 1e-4
+    assert gs.check_gradients(net, X[:20], y[:20])

@@ -91,6 +91,8 @@ def check_gradients(
     Notes
     -----
     At a kink, as relu has at 0, both may rightly differ; where a step crosses one, smaller steps are tried.
+    Entries so small that rounding of the loss hides them, as in a network trained to its end, are not told
+    apart.
     """
     check_real("tolerance", tolerance, above=0.0)
     check_integer("entries", entries, minimum=1)
@@ -101,7 +103,8 @@ def check_gradients(
         return twin.loss_and_gradients(X, y, sample_weight)[0]
 
     loss, gradients = twin.loss_and_gradients(X, y, sample_weight)
-    floor = max(NEGLIGIBLE * max(float(np.abs(g).max()) for g in gradients.values()), 1e-7 * abs(loss), 1e-12)
+    largest = max(float(np.abs(g).max()) for g in gradients.values())
+    floor = max(NEGLIGIBLE * largest, 1e-7 * abs(loss), _rounding(twin, X, y, sample_weight) / tolerance)
     parameters = twin.parameters()
     rng = np.random.default_rng(0)
     errors: dict[str, float] = {}
@@ -115,6 +118,13 @@ def check_gradients(
         checked[name] = len(chosen)
         twin.set_parameters({name: parameters[name]})
     return GradientReport(errors, checked, tolerance)
+
+
+def _rounding(twin: Network, X: Any, y: Any, sample_weight: Any) -> float:
+    """What rounding alone puts into a difference: the loss comes of numbers as large as layers' outputs."""
+    layers = twin.trace(X, y, sample_weight).layers
+    magnitude = max(1.0, *(float(np.abs(layer.z).max()) for layer in layers))
+    return float(np.finfo(np.float64).eps) * magnitude / (2 * STEP)
 
 
 def _float64_twin(network: Network) -> Network:

@@ -278,7 +278,11 @@ def check_labels(y: Any, dtype: str, n: int, n_out: int, argument: str = "y") ->
     ValueError
         If a label is no integer or out of range, a row is not one-hot, or the length does not match.
     """
-    array = _as_numbers(argument, y)
+    try:
+        array = _as_numbers(argument, y)
+    except TypeError as error:
+        hint = "number the classes with names, y = np.unique(y, return_inverse=True)"
+        raise TypeError(f"{error}: {hint}") from None
     _check_length(argument, array, n)
     if array.ndim == 2 and array.shape[1] == n_out:
         return _labels_of_one_hot(argument, array)
