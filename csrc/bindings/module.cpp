@@ -73,7 +73,7 @@ public:
     std::function<bool()> check() {
         return [this] {
             const py::gil_scoped_acquire gil;
-            if (PyErr_CheckSignals() == 0) return false;
+            if (raised_ || PyErr_CheckSignals() == 0) return raised_.has_value();
             raised_.emplace();
             return true;
         };
@@ -184,7 +184,9 @@ public:
             const Busy busy(*this);
             result = engine_.train(data, options, signals.check());
         }
-        const py::array_t<double> losses(static_cast<py::ssize_t>(result.losses.size()), result.losses.data());
+        const py::object losses = py::cast(result.losses);
+        // A signal since the engine last looked would raise as soon as this returns, and the result be lost.
+        result.interrupted = signals.check()() || result.interrupted;
         return py::make_tuple(losses, result.interrupted, result.diverged, result.restored, signals.unusual());
     }
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 _Layers = list[tuple[NDArray[Any], NDArray[Any]]]
@@ -51,7 +50,7 @@ class _Engine:
         seed: int,
         first_epoch: int,
         shuffle: bool,
-    ) -> tuple[NDArray[np.float64], bool, bool, bool, BaseException | None]: ...
+    ) -> tuple[list[float], bool, bool, bool, BaseException | None]: ...
 
 class EngineFloat32(_Engine): ...
 class EngineFloat64(_Engine): ...

@@ -103,7 +103,7 @@ class CppEngine(Engine):
         losses, interrupted, diverged, restored, raised = self._core.train(
             X, y, weight, epochs, batch_size, learning_rates, seed, first_epoch, shuffle
         )
-        return TrainResult(losses.tolist(), interrupted, diverged, restored, raised)
+        return TrainResult(losses, interrupted, diverged, restored, raised)
 
     def step(self, X: Array, y: Array, weight: Array | None, learning_rate: float) -> float:
         """One forward, backward and update on all rows given."""
