@@ -175,9 +175,7 @@ public:
                     int64_t batch_size, const Matrix<double>& learning_rates, uint64_t seed, uint32_t first_epoch,
                     bool shuffle) {
         const Data<T> data = data_of(X, y, weight);
-        require(batch_size > 0, "batch_size must be positive");
-        require(learning_rates.ndim() == 1 && learning_rates.shape(0) == epochs, "learning_rates must be (epochs,)");
-        const TrainOptions options{epochs, batch_size, learning_rates.data(), seed, first_epoch, shuffle};
+        const TrainOptions options = options_of(epochs, batch_size, learning_rates, seed, first_epoch, shuffle);
         Signals signals;
         TrainResult result;
         {
@@ -198,6 +196,26 @@ public:
     void set_step_count(int64_t step) {
         const Busy busy(*this);
         engine_.set_step_count(step);
+    }
+
+    // Trains as `train` does and returns the shares of its threads' time by phase.
+    std::map<std::string, double> profile_train(const Matrix<T>& X, const py::object& y, int64_t epochs,
+                                                int64_t batch_size, const Matrix<double>& learning_rates) {
+        const Data<T> data = data_of(X, y, std::nullopt);
+        const TrainOptions options = options_of(epochs, batch_size, learning_rates, 0, 0, true);
+        Signals signals;
+        std::array<double, kPhases> shares{};
+        {
+            const Busy busy(*this);
+            engine_.start_profile(num_threads());
+            engine_.train(data, options, signals.check());
+            shares = engine_.profile();
+            engine_.start_profile(0);
+        }
+        signals.rethrow();
+        std::map<std::string, double> by_name;
+        for (std::size_t p = 0; p < shares.size(); ++p) by_name[kPhaseNames[p]] = shares[p];
+        return by_name;
     }
 
     std::vector<std::string> state_names() const {
@@ -238,6 +256,13 @@ private:
             throw std::runtime_error(
                 "this network is at work: a signal handler cannot use it before that call returns");
         return *mutex_;
+    }
+
+    static TrainOptions options_of(int64_t epochs, int64_t batch_size, const Matrix<double>& learning_rates,
+                                   uint64_t seed, uint32_t first_epoch, bool shuffle) {
+        require(batch_size > 0, "batch_size must be positive");
+        require(learning_rates.ndim() == 1 && learning_rates.shape(0) == epochs, "learning_rates must be (epochs,)");
+        return {epochs, batch_size, learning_rates.data(), seed, first_epoch, shuffle};
     }
 
     Layers empty_layers() const {
@@ -310,6 +335,7 @@ void register_engine(py::module_& m, const char* name) {
         .def("step", &E::step, exact("X"), "y"_a, exact("weight"), "learning_rate"_a)
         .def("train", &E::train, exact("X"), "y"_a, exact("weight"), "epochs"_a, "batch_size"_a,
              exact("learning_rates"), "seed"_a, "first_epoch"_a, "shuffle"_a)
+        .def("profile_train", &E::profile_train, exact("X"), "y"_a, "epochs"_a, "batch_size"_a, exact("learning_rates"))
         .def_property("step_count", &E::step_count, &E::set_step_count)
         .def_property_readonly("state_names", &E::state_names);
 }

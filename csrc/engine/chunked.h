@@ -14,7 +14,7 @@ namespace gradstep {
 template <class T>
 class ChunkedGradient {
 public:
-    explicit ChunkedGradient(const Net<T>& net) : net_(net) {
+    ChunkedGradient(const Net<T>& net, Profile& profile) : net_(net), profile_(profile) {
         const int64_t per_row = 2 * net.plan().products_per_row();
         least_chunk_ = std::max<int64_t>(32, kChunkWork / per_row);
         tile_ = net.whole_lanes(kTileRows);
@@ -68,9 +68,12 @@ public:
     double compute(const Batch<T>& b, const T* theta, T scale, int threads, T* input_gradient = nullptr) {
         if (b.rows != partition_.rows) partition_ = partition_of(b.rows);
         const int parts = partition_.parts;
-        parallel_for(
-            parts, partition_.worth_sharing ? std::min(threads, static_cast<int>(workspaces_.size())) : 1,
-            [&](int c, int worker) { compute_chunk(b, c, workspaces_[worker], theta, scale, input_gradient); });
+        parallel_for(parts, partition_.worth_sharing ? std::min(threads, static_cast<int>(workspaces_.size())) : 1,
+                     [&](int c, int worker) {
+                         Workspace<T>& ws = workspaces_[static_cast<std::size_t>(worker)];
+                         ws.laps = profile_.begin(worker);
+                         compute_chunk(b, c, ws, theta, scale, input_gradient);
+                     });
         used_parts_ = parts;
         double loss = 0;
         for (int c = 0; c < parts; ++c) loss += losses_[c];
@@ -136,8 +139,11 @@ private:
             const Batch<T> tile = tile_of(b, c, t);
             const TileInputs<T>& in = kept_.empty() ? ws.inputs : kept_slot(c, t);
             if (kept_.empty()) gather(tile, in);
+            end_phase(ws.laps, Phase::gather);
             net_.forward(ws, in.x, theta, tile.rows);
+            end_phase(ws.laps, Phase::forward);
             loss += loss_of(tile.rows, in, ws, scale);
+            end_phase(ws.laps, Phase::loss);
             net_.backward(ws, in.x, theta, tile.rows, gradient, t > 0, input_gradient != nullptr);
             if (input_gradient)
                 net_.copy_input_gradient(ws, tile.rows, input_gradient + (tile.first - b.first) * net_.plan().n_in());
@@ -160,6 +166,7 @@ private:
     }
 
     const Net<T>& net_;
+    Profile& profile_;
     int64_t least_chunk_;
     ptrdiff_t tile_, tile_capacity_ = 0;
     Partition partition_;

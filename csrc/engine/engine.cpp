@@ -10,8 +10,9 @@ namespace gradstep {
 
 namespace {
 
-// Larger networks keep no checkpoint: their updates are guarded, so that nothing becomes NaN or infinite.
-constexpr std::size_t kMostRemembered = std::size_t{64} << 20;
+// Larger networks keep no checkpoint, which would double their memory and cost them a pass over all of it: their
+// updates are guarded, so that nothing becomes NaN or infinite.
+constexpr std::size_t kMostRemembered = std::size_t{8} << 20;
 
 // A checkpoint is taken at the end of the first epoch after so many steps.
 constexpr int64_t kCheckpointSteps = 64;
@@ -40,9 +41,9 @@ Engine<T>::Engine(const Plan& plan, const KernelTable& table)
         remembered_ = remembers ? take.template take<T>(n * arrays) : nullptr;
     });
     if (fits_cache<T>(plan))
-        chunked_ = std::make_unique<ChunkedGradient<T>>(*net_);
+        chunked_ = std::make_unique<ChunkedGradient<T>>(*net_, profile_);
     else
-        layered_ = std::make_unique<LayeredStep<T>>(dynamic_cast<const PanelNet<T>&>(*net_));
+        layered_ = std::make_unique<LayeredStep<T>>(dynamic_cast<const PanelNet<T>&>(*net_), profile_);
 }
 
 template <class T>
@@ -52,6 +53,7 @@ void Engine<T>::get(int what, std::size_t layer, T* W, T* b) const {
 
 template <class T>
 void Engine<T>::set(int what, std::size_t layer, const T* W, const T* b) {
+    checked_ = false;
     net_->pack(layer, W, b, what < 0 ? update_.theta : update_.state[what]);
 }
 
@@ -113,14 +115,18 @@ bool Engine<T>::apply(const T* gradient, ptrdiff_t part_stride, int parts, int t
     for (int part = 0; guarded_ && part < parts; ++part)
         if (!k_.squares_finite(gradient + part * part_stride, n)) return false;
     if (n <= kUpdateSlice && plan_.l2 == 0 && plan_.weight_decay == 0) {  // tiny: one call for all
+        Laps* laps = profile_.begin(0);
         update_(0, n, gradient, part_stride, parts, update_.hypers.biases);
+        end_phase(laps, Phase::update);
         return true;
     }
     const int tasks = static_cast<int>((n_weights + kUpdateSlice - 1) / kUpdateSlice);
-    parallel_for(tasks, tasks > kSharedSlices ? threads : 1, [&](int t, int) {
+    parallel_for(tasks, tasks > kSharedSlices ? threads : 1, [&](int t, int worker) {
+        Laps* laps = profile_.begin(worker);
         const ptrdiff_t from = t * kUpdateSlice;
         update_(static_cast<std::size_t>(from), std::min(kUpdateSlice, n_weights - from), gradient + from, part_stride,
                 parts, update_.hypers.weights);
+        end_phase(laps, Phase::update);
     });
     update_(static_cast<std::size_t>(n_weights), n - n_weights, gradient + n_weights, part_stride, parts,
             update_.hypers.biases);
@@ -167,6 +173,7 @@ double Engine<T>::step_batch(const Batch<T>& b, const Scales& s, double learning
                            : accumulate_layered(b, scale, threads, nullptr);
     loss = loss * s.loss + penalty(threads);
     if (!std::isfinite(loss)) return loss;
+    checked_ = false;
     count_.advance();
     update_.set_step(count_, learning_rate);
     const bool done = chunked_ ? apply(chunked_->gradient(), chunked_->part_stride(), chunked_->parts(), threads)
@@ -248,13 +255,15 @@ std::size_t Engine<T>::state_size() const {
     return net_->parameters().total * (1 + static_cast<std::size_t>(optimizer().states));
 }
 
-// Copies parameters and states, unless one of them is not finite: then nothing.
+// Copies parameters and states, unless one of them is not finite: then nothing. After guarded steps the states are
+// known to be finite.
 template <class T>
-bool Engine<T>::remember() {
-    if (!k_.all_finite(update_.theta, static_cast<ptrdiff_t>(state_size()))) return false;
+bool Engine<T>::remember(bool after_guarded_steps) {
+    const std::size_t in_doubt = after_guarded_steps ? net_->parameters().total : state_size();
+    if (!k_.all_finite(update_.theta, static_cast<ptrdiff_t>(in_doubt))) return false;
     if (remembered_) std::copy(update_.theta, update_.theta + state_size(), remembered_);
     remembered_step_ = count_.value();
-    return true;
+    return checked_ = true;
 }
 
 template <class T>
@@ -302,7 +311,7 @@ bool Engine<T>::run_epochs(const Data<T>& data, const TrainOptions& options, int
             return true;
         }
         if (done + 1 == checkpoint || done + 1 == options.epochs) {
-            if (!remember()) return false;
+            if (!remember(guarded_)) return false;
             remembered_epochs_ = done + 1;
             checkpoint += interval;
         }
@@ -329,12 +338,12 @@ TrainResult Engine<T>::train(Data<T> data, const TrainOptions& options, const st
     result.losses.reserve(static_cast<std::size_t>(options.epochs));
     remembered_epochs_ = 0;
     const int64_t steps = (data.n + options.batch_size - 1) / options.batch_size;
-    const int64_t interval = remembered_ ? std::max<int64_t>(1, kCheckpointSteps / steps) : 1;
-    result.diverged = !remember();
+    const int64_t interval = remembered_ ? std::max<int64_t>(1, kCheckpointSteps / steps) : options.epochs;
+    result.diverged = !checked_ && !remember(false);
     if (!result.diverged && !run_epochs(data, options, interval, threads, interrupts, result)) {
         result.diverged = true;
         restore();
-        if (static_cast<int64_t>(result.losses.size()) > remembered_epochs_) {
+        if (remembered_ && static_cast<int64_t>(result.losses.size()) > remembered_epochs_) {
             result.losses.resize(static_cast<std::size_t>(remembered_epochs_));
             run_epochs(data, options, 1, threads, interrupts, result);
             restore();

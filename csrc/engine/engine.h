@@ -11,6 +11,7 @@
 #include "engine/interrupts.h"
 #include "engine/layered.h"
 #include "engine/optimizer_state.h"
+#include "engine/profile.h"
 #include "engine/random.h"
 #include "engine/update.h"
 
@@ -42,7 +43,10 @@ public:
     void get(int what, std::size_t layer, T* W, T* b) const;
     void set(int what, std::size_t layer, const T* W, const T* b);
     int64_t step_count() const { return count_.value(); }
-    void set_step_count(int64_t step) { count_.set(step); }
+    void set_step_count(int64_t step) {
+        checked_ = false;
+        count_.set(step);
+    }
     void set_input_transform(const T* shift, const T* scale);  // (n_in,) each, or null
 
     bool takes_labels() const { return net_->loss().takes_labels; }
@@ -54,6 +58,11 @@ public:
     // should_stop is asked about every 20 ms, between batches.
     TrainResult train(Data<T> data, const TrainOptions& options, const std::function<bool()>& should_stop);
     double step(Data<T> data, double learning_rate);
+
+    // Training on that many threads is measured from here; 0: no more.
+    void start_profile(int threads) { profile_.start(threads); }
+    // Shares of the threads' time by phase, since then.
+    std::array<double, kPhases> profile() const { return profile_.shares(); }
 
 private:
     struct Scales {
@@ -70,7 +79,7 @@ private:
     double accumulate_layered(const Batch<T>& b, T scale, int threads, T* dx);
     bool apply(const T* gradient, ptrdiff_t part_stride, int parts, int threads);
     std::size_t state_size() const;
-    bool remember();
+    bool remember(bool after_guarded_steps);
     void restore();
     double run_epoch(const Data<T>& data, const TrainOptions& options, int64_t epoch, int threads,
                      Interrupts& interrupts, bool& finished);
@@ -89,9 +98,11 @@ private:
     T* shift_ = nullptr;
     T* scale_ = nullptr;
     T* gradient_ = nullptr;
+    Profile profile_;
     std::unique_ptr<ChunkedGradient<T>> chunked_;
     std::unique_ptr<LayeredStep<T>> layered_;
     Inference<T> inference_;
+    bool checked_ = false;         // parameters and states are finite, and in the checkpoint if there is one
     bool guarded_ = false;         // no checkpoint to go back to: updates that would overflow are left out
     std::vector<double> squares_;  // of slices of the weights
     Permutation permutation_;

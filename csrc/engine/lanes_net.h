@@ -82,6 +82,7 @@ public:
         p.sums = ws.sums;
         p.keep = keep;
         p.input_gradient = input_gradient;
+        p.laps = ws.laps;
         this->k_.lanes_backward(p);
     }
 
@@ -90,6 +91,7 @@ public:
         this->k_.sum_vectors(ws.sums, static_cast<ptrdiff_t>(n_weights_), gradient);
         this->k_.sum_vectors(ws.sums + this->layout_.weights * L, static_cast<ptrdiff_t>(n_biases_),
                              gradient + this->layout_.weights);
+        end_phase(ws.laps, Phase::weight_gradient);
     }
 
     void copy_input_gradient(const Workspace<T>& ws, ptrdiff_t rows, T* to) const override {

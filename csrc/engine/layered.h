@@ -14,7 +14,7 @@ namespace gradstep {
 template <class T>
 class LayeredStep {
 public:
-    explicit LayeredStep(const PanelNet<T>& net) : net_(net) {
+    LayeredStep(const PanelNet<T>& net, Profile& profile) : net_(net), profile_(profile) {
         // The loss's lanes of a block of rows stay in the second-level cache.
         const int64_t per_row = 3 * net.padded(net.plan().n_out()) * static_cast<int64_t>(sizeof(T));
         loss_rows_ = net.whole_lanes(static_cast<ptrdiff_t>(std::clamp<int64_t>(kLossBytes / per_row, 1, 64)));
@@ -79,10 +79,12 @@ private:
 
     void gather(const Batch<T>& b, int threads) {
         const int n = static_cast<int>((b.rows + kGatherRows - 1) / kGatherRows);
-        parallel_for(n, threads_for(16 * b.rows * net_.plan().n_in(), threads), [&](int t, int) {
+        parallel_for(n, threads_for(16 * b.rows * net_.plan().n_in(), threads), [&](int t, int worker) {
+            Laps* laps = profile_.begin(worker);
             const int64_t from = t * kGatherRows;
             gather_x(net_, b.part(from, std::min(from + kGatherRows, b.rows)), x_ + from * net_.panel_width(),
                      ws_.rows);
+            end_phase(laps, Phase::gather);
         });
     }
 
@@ -94,16 +96,19 @@ private:
         const ptrdiff_t by_panel = std::min(panels, wanted);
         const ptrdiff_t by_row =
             std::clamp<ptrdiff_t>(wanted / by_panel, 1, (rows + kLeastTaskRows - 1) / kLeastTaskRows);
-        parallel_for(static_cast<int>(by_panel * by_row), threads, [&](int t, int) {
+        parallel_for(static_cast<int>(by_panel * by_row), threads, [&](int t, int worker) {
+            Laps* laps = profile_.begin(worker);
             const ptrdiff_t p = t % by_panel, r = t / by_panel;
             net_.forward_panels(ws_, x_, theta, l, panels * p / by_panel, panels * (p + 1) / by_panel,
                                 rows * r / by_row, rows * (r + 1) / by_row);
+            end_phase(laps, Phase::forward);
         });
     }
 
     double loss(const Batch<T>& b, T scale, int threads) {
         const int n = static_cast<int>((b.rows + loss_rows_ - 1) / loss_rows_);
         parallel_for(n, threads_for(64 * b.rows * net_.plan().n_out(), threads), [&](int t, int worker) {
+            Laps* laps = profile_.begin(worker);
             const Worker& w = workers_[static_cast<std::size_t>(worker)];
             const int64_t from = t * loss_rows_, to = std::min(from + loss_rows_, b.rows);
             net_.outputs_to_lanes(ws_, from, to, w.z, loss_rows_);
@@ -120,6 +125,7 @@ private:
                                    .scale = scale,
                                    .option = static_cast<T>(net_.plan().loss_option)});
             net_.output_error(ws_, w.delta, loss_rows_, from, to);
+            end_phase(laps, Phase::loss);
         });
         double sum = 0;
         for (int t = 0; t < n; ++t) sum += losses_[static_cast<std::size_t>(t)];
@@ -140,7 +146,9 @@ private:
         const ptrdiff_t groups = need_dx ? 1 : std::clamp<ptrdiff_t>((wanted + inputs - 1) / inputs, 1, outputs);
         parallel_for(static_cast<int>(inputs * groups), threads, [&](int t, int worker) {
             const ptrdiff_t i = t / groups, g = t % groups;
-            net_.backward_panel(ws_, x_, theta, l, i, outputs * g / groups, outputs * (g + 1) / groups, rows, sink,
+            GradientSink<T> to = sink;
+            to.laps = profile_.begin(worker);
+            net_.backward_panel(ws_, x_, theta, l, i, outputs * g / groups, outputs * (g + 1) / groups, rows, to,
                                 workers_[static_cast<std::size_t>(worker)].scratch, need_dx);
         });
     }
@@ -150,13 +158,16 @@ private:
         const ptrdiff_t by_row =
             std::clamp<ptrdiff_t>(kTasksPerThread * threads / inputs, 1, (rows + kLeastTaskRows - 1) / kLeastTaskRows);
         parallel_for(static_cast<int>(inputs * by_row), threads, [&](int t, int worker) {
+            Laps* laps = profile_.begin(worker);
             const ptrdiff_t i = t % inputs, r = t / inputs;
             net_.input_error_rows(ws_, theta, l, i, rows * r / by_row, rows * (r + 1) / by_row,
                                   workers_[static_cast<std::size_t>(worker)].scratch);
+            end_phase(laps, Phase::input_gradient);
         });
     }
 
     const PanelNet<T>& net_;
+    Profile& profile_;
     ptrdiff_t loss_rows_, capacity_ = 0;
     Arena arena_;
     Workspace<T> ws_;

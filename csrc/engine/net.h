@@ -8,6 +8,7 @@
 
 #include "engine/arena.h"
 #include "engine/plan.h"
+#include "engine/profile.h"
 #include "kernels/table.h"
 
 namespace gradstep {
@@ -47,6 +48,7 @@ struct Workspace {
     T* lanes_delta = nullptr;
     T* sums = nullptr;     // LanesNet: vectors of partial sums, one a parameter
     T* scratch = nullptr;  // PanelNet: four transposed weight blocks and one gradient block
+    Laps* laps = nullptr;  // of the thread at work
 };
 
 struct LayerParameters {

@@ -32,6 +32,12 @@ struct GradientSink {
     T* gradient = nullptr;
     bool keep = false;
     const FusedUpdate<T>* update = nullptr;
+    Laps* laps = nullptr;  // of the thread at work
+
+    // What the update will need.
+    const T* state(int s, std::size_t offset) const {
+        return update && update->update.state[s] ? update->update.state[s] + offset : nullptr;
+    }
 };
 
 template <class T>
@@ -134,16 +140,19 @@ public:
             for (ptrdiff_t k = 0; k < d.n_in; k += kDepthBlock)
                 for (ptrdiff_t o = o0; o < o1; ++o) {
                     T* to = ws.z[l] + o * ws.rows * P_ + r * P_;
+                    const T* weights = theta + at.weights + (k / P_ * row_panels + o) * block;
                     this->k_.product[v_]({.rows = rows,
                                           .depth = std::min(kDepthBlock, d.n_in - k),
                                           .segment = P_,
                                           .a = in + k * ws.rows + r * P_,
                                           .a_segment = ws.rows * P_,
-                                          .b = theta + at.weights + (k / P_ * row_panels + o) * block,
+                                          .b = weights,
                                           .b_segment = row_panels * block,
                                           .c = to,
                                           .init = k ? Init::keep : Init::bias,
-                                          .bias = theta + at.biases + o * P_});
+                                          .bias = theta + at.biases + o * P_,
+                                          .ahead = {o + 1 < o1 ? weights + block : nullptr},
+                                          .ahead_segment = row_panels * block});
                     if (k + kDepthBlock >= d.n_in && this->activation(l).forward)
                         this->activation(l).forward(to, ws.a[l] + (to - ws.z[l]), rows * P_);
                 }
@@ -158,7 +167,7 @@ public:
     void backward(const Workspace<T>& ws, const T* x, const T* theta, ptrdiff_t rows, T* gradient, bool keep,
                   bool input_gradient) const override {
         output_error(ws, ws.lanes_delta, ws.rows, 0, rows);
-        const GradientSink<T> sink{gradient, keep, nullptr};
+        const GradientSink<T> sink{gradient, keep, nullptr, ws.laps};
         for (std::size_t l = this->depth(); l-- > 0;)
             for (ptrdiff_t i = 0; i < panels(this->plan_.layers[l].n_in); ++i)
                 backward_panel(ws, x, theta, l, i, 0, panels(this->plan_.layers[l].n_out), rows, sink, ws.scratch,
@@ -172,12 +181,14 @@ public:
         for (ptrdiff_t o = o0; o < o1; o += kGroup) {
             const ptrdiff_t end = std::min(o + kGroup, o1);
             if (need_dx) input_error(ws, theta, l, i, o, end, 0, rows, scratch);
+            end_phase(sink.laps, Phase::input_gradient);
             for (ptrdiff_t column = o; column < end; ++column)
                 weight_gradient(ws, x, l, i, column, rows, sink, scratch + kGroup * P_ * P_);
         }
         if (i == 0)
             for (ptrdiff_t o = o0; o < o1; ++o) bias_gradient(ws, l, o, rows, sink, scratch + kGroup * P_ * P_);
         if (need_dx) through_activation(ws, l, i, 0, rows);
+        end_phase(sink.laps, Phase::input_gradient);
     }
 
     // Rows [r0, r1) of one input panel of dX, without dW: for layers with too few input panels to share.
@@ -219,7 +230,7 @@ public:
 
 private:
     static constexpr ptrdiff_t kGroup = 4;  // output panels whose transposed weights fit the first-level cache
-    static constexpr ptrdiff_t kRowBlock = 280, kDepthBlock = 1024;
+    static constexpr ptrdiff_t kRowBlock = 192, kDepthBlock = 1024;  // 768 KB of float inputs
 
     std::size_t weight_at(std::size_t l, ptrdiff_t i, ptrdiff_t o) const {
         const ptrdiff_t blocks = i / P_ * panels(this->plan_.layers[l].n_out) + o / P_;
@@ -241,7 +252,9 @@ private:
                               .b_segment = P_ * P_,
                               .c = ws.delta[l % 2] + (i * ws.rows + r0) * P_,
                               .init = o ? Init::keep : Init::zero,
-                              .bias = nullptr});
+                              .bias = nullptr,
+                              .ahead = {theta + weight_at(l, i * P_, end * P_)},
+                              .ahead_segment = P_ * P_});
     }
 
     void through_activation(const Workspace<T>& ws, std::size_t l, ptrdiff_t i, ptrdiff_t r0, ptrdiff_t r1) const {
@@ -264,8 +277,10 @@ private:
                                          .b_segment = 0,
                                          .c = to,
                                          .init = sink.keep ? Init::keep : Init::zero,
-                                         .bias = nullptr});
-        if (sink.update) (*sink.update)(at, scratch, inputs* P_, sink.update->update.hypers.weights);
+                                         .bias = nullptr,
+                                         .ahead = {sink.state(0, at), sink.state(1, at)},
+                                         .ahead_segment = 0});
+        finish_gradient(sink, at, inputs * P_, scratch, &Hypers<T>::weights);
     }
 
     void bias_gradient(const Workspace<T>& ws, std::size_t l, ptrdiff_t o, ptrdiff_t rows, const GradientSink<T>& sink,
@@ -273,7 +288,16 @@ private:
         const std::size_t at = this->layout_.layers[l].biases + static_cast<std::size_t>(o * P_);
         T* to = sink.update ? scratch : sink.gradient + at;
         this->k_.column_sums[v_](ws.delta[(l + 1) % 2] + o * ws.rows * P_, rows, to, sink.keep);
-        if (sink.update) (*sink.update)(at, scratch, P_, sink.update->update.hypers.biases);
+        finish_gradient(sink, at, P_, scratch, &Hypers<T>::biases);
+    }
+
+    // After a block's gradient: its update, if the sink has one.
+    static void finish_gradient(const GradientSink<T>& sink, std::size_t at, ptrdiff_t n, const T* gradient,
+                                Hyper<T> Hypers<T>::*which) {
+        end_phase(sink.laps, Phase::weight_gradient);
+        if (!sink.update) return;
+        (*sink.update)(at, gradient, n, sink.update->update.hypers.*which);
+        end_phase(sink.laps, Phase::update);
     }
 
     const int v_;

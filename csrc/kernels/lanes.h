@@ -158,6 +158,11 @@ void lanes_forward(const LanesPass<T>& p) noexcept {
 }
 
 template <class T>
+inline void end_phase(const LanesPass<T>& p, gradstep::Phase phase) {
+    if (p.laps) p.laps->end(p.laps, phase);
+}
+
+template <class T>
 void lanes_backward(const LanesPass<T>& p) noexcept {
     constexpr ptrdiff_t L = kLanes<T>;
     T* delta = p.delta;
@@ -166,10 +171,12 @@ void lanes_backward(const LanesPass<T>& p) noexcept {
         if (layer.activation->backward) layer.activation->backward(layer.z, layer.a, delta, layer.outputs * p.lanes);
         lanes_sums<T>({l ? p.layers[l - 1].a : p.x, delta, layer.inputs, layer.outputs, p.lanes,
                        p.sums + layer.weights * L, p.sums + layer.biases * L, p.keep});
+        end_phase(p, gradstep::Phase::weight_gradient);
         if (l == 0 && !p.input_gradient) return;
         T* below = p.below[l % 2];
         lanes_product<T>({layer.outputs, layer.outputs, 1, p.lanes}, layer.inputs, p.theta + layer.weights, delta,
                          nullptr, below);
+        end_phase(p, gradstep::Phase::input_gradient);
         delta = below;
     }
 }

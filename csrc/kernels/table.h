@@ -17,6 +17,15 @@ namespace gradstep {
 
 enum class Init { zero, bias, keep };
 
+// What a step consists of.
+enum class Phase { gather, forward, loss, input_gradient, weight_gradient, update };
+constexpr int kPhases = 6;
+
+// Someone who wants to know when a phase ends.
+struct Laps {
+    void (*end)(Laps* self, Phase phase) noexcept;
+};
+
 // C (rows x width) = init + A (rows x depth) B (depth x width), vectors from B, scalars from A.
 // The depth runs in segments: after each, a and b jump.
 template <class T>
@@ -29,6 +38,10 @@ struct Product {
     T* c;
     Init init;
     const T* bias;  // Init::bias: one value a column
+    // What will be needed next, fetched into the cache in passing: one block of P x P a segment of the depth.
+    // Null: nothing. Only with panels of two vectors.
+    const T* ahead[2];
+    ptrdiff_t ahead_segment;
 };
 
 // z and a are the same memory unless needs_z. The identity has null functions.
@@ -128,6 +141,7 @@ struct LanesPass {
     T* below[2];  // [widest][lanes]: dJ/d(inputs) of layer l in below[l % 2]
     T* sums;      // a vector a parameter: written, or added to when `keep`
     bool keep, input_gradient;
+    Laps* laps;  // null: nobody measures
 };
 
 template <class T>

@@ -51,6 +51,14 @@ class _Engine:
         first_epoch: int,
         shuffle: bool,
     ) -> tuple[list[float], bool, bool, bool, BaseException | None]: ...
+    def profile_train(
+        self,
+        X: NDArray[Any],
+        y: NDArray[Any],
+        epochs: int,
+        batch_size: int,
+        learning_rates: NDArray[Any],
+    ) -> dict[str, float]: ...
 
 class EngineFloat32(_Engine): ...
 class EngineFloat64(_Engine): ...

@@ -32,7 +32,7 @@ EPOCHS_PER_CALL = 1 << 16
 class DivergenceError(FloatingPointError, RuntimeError):
     """A loss or parameter became NaN or infinite; the network keeps its last good parameters.
 
-    These are those of the end of the last good epoch; networks above 64 MB of parameters and optimizer state
+    These are those of the end of the last good epoch; networks above 8 MB of parameters and optimizer state
     keep those before the step that failed instead, for memory's sake. `EarlyStopping` has set the best ones.
     """
 
