@@ -25,6 +25,7 @@ TESTS = Path(__file__).resolve().parent
 # layer in panels of two; with widths that are no multiple of anything.
 NETWORKS = {
     "lanes": ((3, 7, 2), 1500, 700),
+    "wide-lanes": ((5, 31, 19, 3), 1500, 700),
     "chunks": ((17, 33, 65, 3), 700, 300),
     "layers": ((100, 300, 310, 70), 400, 150),
 }

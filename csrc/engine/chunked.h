@@ -4,6 +4,7 @@
 // same bits for every number of threads.
 #pragma once
 #include <algorithm>
+#include <bit>
 #include <vector>
 
 #include "engine/batch.h"
@@ -16,7 +17,7 @@ class ChunkedGradient {
 public:
     ChunkedGradient(const Net<T>& net, Profile& profile) : net_(net), profile_(profile) {
         const int64_t per_row = 2 * net.plan().products_per_row();
-        least_chunk_ = std::max<int64_t>(32, kChunkWork / per_row);
+        least_chunk_ = std::max(net.least_chunk(), kChunkWork / per_row);
         tile_ = net.whole_lanes(kTileRows);
     }
 
@@ -41,7 +42,8 @@ public:
     }
 
     int chunks(int64_t rows) const {
-        return static_cast<int>(std::clamp<int64_t>(rows / least_chunk_, 1, kMostChunks));
+        const auto most = static_cast<uint64_t>(std::clamp<int64_t>(rows / least_chunk_, 1, kMostChunks));
+        return static_cast<int>(std::bit_floor(most));  // what two or four threads can share evenly
     }
 
     // Keeps the gathered inputs of a batch that does not change from step to step (full batch, small
@@ -88,7 +90,7 @@ public:
 private:
     static constexpr ptrdiff_t kTileRows = 128;
     static constexpr int kMostChunks = 16;
-    static constexpr int64_t kChunkWork = 250'000;   // floating-point operations of a chunk, at least
+    static constexpr int64_t kChunkWork = 560'000;   // floating-point operations of a chunk, at least: some 2.5 us
     static constexpr int64_t kSharedWork = 500'000;  // of a batch that is worth a second thread
     static constexpr std::size_t kMostKept = std::size_t{8} << 20;
 

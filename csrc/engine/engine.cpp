@@ -19,8 +19,9 @@ constexpr int64_t kCheckpointSteps = 64;
 
 constexpr int64_t kPredictedRows = 8192;  // between two looks at should_stop
 
-constexpr ptrdiff_t kUpdateSlice = 16 * 1024;  // elements that one task updates
-constexpr int kSharedSlices = 4;               // more of them are worth a second thread
+constexpr ptrdiff_t kUpdateSlice = 16 * 1024;  // elements that one task updates, at most
+constexpr ptrdiff_t kLeastUpdateSlice = 2 * 1024;
+constexpr int kSharedSlices = 4;  // more of them are worth a second thread
 
 }  // namespace
 
@@ -114,22 +115,26 @@ bool Engine<T>::apply(const T* gradient, ptrdiff_t part_stride, int parts, int t
     const auto n = static_cast<ptrdiff_t>(net_->parameters().total);
     for (int part = 0; guarded_ && part < parts; ++part)
         if (!k_.squares_finite(gradient + part * part_stride, n)) return false;
-    if (n <= kUpdateSlice && plan_.l2 == 0 && plan_.weight_decay == 0) {  // tiny: one call for all
+    if (n <= kLeastUpdateSlice && plan_.l2 == 0 && plan_.weight_decay == 0) {  // tiny: one call for all
         Laps* laps = profile_.begin(0);
         update_(0, n, gradient, part_stride, parts, update_.hypers.biases);
         end_phase(laps, Phase::update);
         return true;
     }
-    const int tasks = static_cast<int>((n_weights + kUpdateSlice - 1) / kUpdateSlice);
-    parallel_for(tasks, tasks > kSharedSlices ? threads : 1, [&](int t, int worker) {
+    // Parts come from several threads, which are awake: even small slices are worth sharing.
+    const ptrdiff_t share = net_->whole_lanes((n_weights + threads - 1) / threads);
+    const ptrdiff_t slice = std::clamp(share, kLeastUpdateSlice, kUpdateSlice);
+    const int tasks = static_cast<int>((n_weights + slice - 1) / slice);
+    parallel_for(tasks, parts > 1 || tasks > kSharedSlices ? threads : 1, [&](int t, int worker) {
         Laps* laps = profile_.begin(worker);
-        const ptrdiff_t from = t * kUpdateSlice;
-        update_(static_cast<std::size_t>(from), std::min(kUpdateSlice, n_weights - from), gradient + from, part_stride,
-                parts, update_.hypers.weights);
+        const ptrdiff_t from = t * slice;
+        update_(static_cast<std::size_t>(from), std::min(slice, n_weights - from), gradient + from, part_stride, parts,
+                update_.hypers.weights);
+        if (t == 0)
+            update_(static_cast<std::size_t>(n_weights), n - n_weights, gradient + n_weights, part_stride, parts,
+                    update_.hypers.biases);
         end_phase(laps, Phase::update);
     });
-    update_(static_cast<std::size_t>(n_weights), n - n_weights, gradient + n_weights, part_stride, parts,
-            update_.hypers.biases);
     return true;
 }
 

@@ -41,6 +41,9 @@ public:
 
     ptrdiff_t tile_stride(ptrdiff_t rows, ptrdiff_t) const override { return this->whole_lanes(rows); }
 
+    // Every chunk ends with sums over the lanes of each weight.
+    int64_t least_chunk() const override { return 8 * this->k_.lanes; }
+
     std::size_t x_size(ptrdiff_t rows) const override { return static_cast<std::size_t>(this->plan_.n_in() * rows); }
 
     void take_workspace(Taker& take, Workspace<T>& ws, ptrdiff_t rows, bool training) const override {

@@ -14,9 +14,10 @@ Net<T>::Net(const Kernels<T>& kernels, const Plan& plan)
 
 template <class T>
 std::unique_ptr<Net<T>> make_net(const Kernels<T>& kernels, const Plan& plan) {
-    // Samples in lanes win while a panel of one vector would be mostly padding.
-    constexpr int64_t widest_in_lanes = 16;
-    if (plan.widest() <= widest_in_lanes && fits_cache<T>(plan)) return std::make_unique<LanesNet<T>>(kernels, plan);
+    // Samples in lanes win while a panel of one vector would be mostly padding and the vectors of partial sums, one
+    // a weight, are few.
+    const bool narrow = plan.widest() <= 16 || (plan.widest() <= 32 && plan.weights() <= 1024);
+    if (narrow && fits_cache<T>(plan)) return std::make_unique<LanesNet<T>>(kernels, plan);
     return std::make_unique<PanelNet<T>>(kernels, plan, fits_cache<T>(plan) ? 1 : 2);
 }
 

@@ -85,6 +85,8 @@ public:
 
     ptrdiff_t tile_stride(ptrdiff_t, ptrdiff_t capacity) const override { return capacity; }
 
+    int64_t least_chunk() const override { return 32; }
+
     std::size_t x_size(ptrdiff_t rows) const override {
         return static_cast<std::size_t>(padded(this->plan_.n_in()) * rows);
     }

@@ -164,10 +164,14 @@ inline Vec<T> log(Vec<T> x) {
     return x < T(__builtin_inf()) ? result : x;
 }
 
-// tanh(x) = expm1(2x) / (expm1(2x) + 2), accurate near zero because expm1 is.
+// tanh(x) = expm1(2x) / (expm1(2x) + 2), accurate near zero because expm1 is. The result is +-1 beyond the bounds,
+// within which one power of two stays normal.
 template <class T>
 inline Vec<T> tanh(Vec<T> x) {
-    const Vec<T> e = expm1<T>(minimum(x + x, splat(T(Constants<T>::kMantissaBits + 3))));
+    const Vec<T> bound = splat(T(Constants<T>::kMantissaBits + 3));
+    const Reduced<T> q = reduce_by_ln2<T>(minimum(maximum(x + x, -bound), bound));
+    const Vec<T> scale = power_of_two<T>(q.n);
+    const Vec<T> e = fma(expm1_reduced<T>(q.r), scale, scale - T(1));
     return e / (e + T(2));
 }
 

@@ -181,18 +181,31 @@ void lanes_backward(const LanesPass<T>& p) noexcept {
     }
 }
 
+// Lane j of the result is the sum of v[j]: neighbours exchange lanes and are added, then neighbours of those.
+template <class T, int D = 1>
+inline Vec<T> sums_of_vectors(Vec<T> (&v)[kLanes<T>]) {
+    if constexpr (D == kLanes<T>) {
+        return v[0];
+    } else {
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes<T>; i += 2 * D) {
+            exchange<T, D>(v[i], v[i + D], typename MakeIndices<kLanes<T>>::Type{});
+            v[i] += v[i + D];
+        }
+        return sums_of_vectors<T, 2 * D>(v);
+    }
+}
+
 // Sums are stored by whole vectors: the update loads them so, and a load that spans several smaller stores
 // waits until they have left the processor's store queue.
 template <class T>
 void sum_vectors(const T* acc, ptrdiff_t n, T* to) noexcept {
     constexpr int L = kLanes<T>;
-    Bits<T> lane;
-    for (int j = 0; j < L; ++j) lane[j] = j;
     for (ptrdiff_t i = 0; i < n; i += L) {
-        const int count = n - i < L ? static_cast<int>(n - i) : L;
-        Vec<T> sums{};
-        for (int j = 0; j < count; ++j) sums = lane == j ? splat(sum_lanes<T>(load(acc + (i + j) * L))) : sums;
-        store(to + i, sums);
+        Vec<T> v[L];
+#pragma GCC unroll 16
+        for (int j = 0; j < L; ++j) v[j] = i + j < n ? load(acc + (i + j) * L) : Vec<T>{};
+        store(to + i, sums_of_vectors<T>(v));
     }
 }
 

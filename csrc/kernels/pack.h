@@ -101,11 +101,19 @@ void lanes_to_panels(const T* from, ptrdiff_t lane_stride, ptrdiff_t rows, ptrdi
 template <class T, int NV>
 void column_sums(const T* from, ptrdiff_t rows, T* sums, bool keep) noexcept {
     constexpr ptrdiff_t L = kLanes<T>, P = NV * L;
-    Vec<T> sum[NV];
-    for (int v = 0; v < NV; ++v) sum[v] = keep ? load(sums + v * L) : Vec<T>{};
-    for (ptrdiff_t r = 0; r < rows; ++r)
-        for (int v = 0; v < NV; ++v) sum[v] += load(from + r * P + v * L);
-    for (int v = 0; v < NV; ++v) store(sums + v * L, sum[v]);
+    constexpr int chains = 4;  // additions that do not wait for each other
+    Vec<T> sum[chains][NV] = {};
+    ptrdiff_t r = 0;
+    for (; r + chains <= rows; r += chains)
+#pragma GCC unroll 4
+        for (int c = 0; c < chains; ++c)
+            for (int v = 0; v < NV; ++v) sum[c][v] += load(from + (r + c) * P + v * L);
+    for (; r < rows; ++r)
+        for (int v = 0; v < NV; ++v) sum[0][v] += load(from + r * P + v * L);
+    for (int v = 0; v < NV; ++v) {
+        const Vec<T> total = (sum[0][v] + sum[1][v]) + (sum[2][v] + sum[3][v]);
+        store(sums + v * L, keep ? load(sums + v * L) + total : total);
+    }
 }
 
 template <class T>

@@ -87,12 +87,13 @@ struct TransposedPanels {
     static Stream second_stream(const Product<T>&, const T*, ptrdiff_t, const Stream& block) { return block; }
 };
 
-// acc += A B over `depth` columns of A and rows of B.
+// acc += A B over `depth` columns of A and rows of B. Every sum runs in the order of the depth, whatever the number
+// of rows: what a row gives does not depend on the rows beside it.
 template <class T, int M, int NV, class A>
 inline void multiply_add(const T* a, const T* b, ptrdiff_t depth, Stream (&ahead)[2], Vec<T> (&acc)[M][NV]) {
 #pragma GCC unroll 2
     for (ptrdiff_t k = 0; k < depth; ++k) {
-        if constexpr (NV == 2) {
+        if constexpr (NV == 2) {  // large networks
             ahead[0].fetch();
             ahead[1].fetch();
         }

@@ -22,4 +22,18 @@ inline __m256d square_root(__m256d a) {
     return _mm256_sqrt_pd(a);
 }
 
+// NaN in the first argument stays NaN: the instruction gives its second operand then.
+inline __m256 minimum(__m256 a, __m256 b) {
+    return _mm256_min_ps(b, a);
+}
+inline __m256d minimum(__m256d a, __m256d b) {
+    return _mm256_min_pd(b, a);
+}
+inline __m256 maximum(__m256 a, __m256 b) {
+    return _mm256_max_ps(b, a);
+}
+inline __m256d maximum(__m256d a, __m256d b) {
+    return _mm256_max_pd(b, a);
+}
+
 }  // namespace

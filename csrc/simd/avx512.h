@@ -23,4 +23,18 @@ inline __m512d square_root(__m512d a) {
     return _mm512_sqrt_pd(a);
 }
 
+// NaN in the first argument stays NaN: the instruction gives its second operand then.
+inline __m512 minimum(__m512 a, __m512 b) {
+    return _mm512_min_ps(b, a);
+}
+inline __m512d minimum(__m512d a, __m512d b) {
+    return _mm512_min_pd(b, a);
+}
+inline __m512 maximum(__m512 a, __m512 b) {
+    return _mm512_max_ps(b, a);
+}
+inline __m512d maximum(__m512d a, __m512d b) {
+    return _mm512_max_pd(b, a);
+}
+
 }  // namespace

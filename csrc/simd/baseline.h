@@ -35,4 +35,14 @@ inline Double2 square_root(Double2 a) {
     return square_root_by_lane(a);
 }
 
+// NaN in the first argument stays NaN.
+template <class V>
+inline V minimum(V a, V b) {
+    return a > b ? b : a;
+}
+template <class V>
+inline V maximum(V a, V b) {
+    return a < b ? b : a;
+}
+
 }  // namespace

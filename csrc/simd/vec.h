@@ -69,16 +69,6 @@ inline Vec<T> from_bits(Bits<T> b) {
     return __builtin_bit_cast(Vec<T>, b);
 }
 
-// NaN in the first argument stays NaN.
-template <class V>
-inline V minimum(V a, V b) {
-    return a > b ? b : a;
-}
-template <class V>
-inline V maximum(V a, V b) {
-    return a < b ? b : a;
-}
-
 // All bits but the sign.
 template <class T>
 inline Bits<T> magnitude_mask() {
