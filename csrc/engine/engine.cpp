@@ -23,6 +23,16 @@ constexpr ptrdiff_t kUpdateSlice = 16 * 1024;  // elements that one task updates
 constexpr ptrdiff_t kLeastUpdateSlice = 2 * 1024;
 constexpr int kSharedSlices = 4;  // more of them are worth a second thread
 
+// Weights that every core can hold beside its rows.
+constexpr int64_t kRowwiseBytes = 768 * 1024;
+
+template <class T>
+std::unique_ptr<PanelStep<T>> make_panel_step(const PanelNet<T>& net, Profile& profile) {
+    if (net.plan().weights() * static_cast<int64_t>(sizeof(T)) <= kRowwiseBytes)
+        return std::make_unique<RowwiseStep<T>>(net, profile);
+    return std::make_unique<LayeredStep<T>>(net, profile);
+}
+
 }  // namespace
 
 template <class T>
@@ -44,7 +54,7 @@ Engine<T>::Engine(const Plan& plan, const KernelTable& table)
     if (fits_cache<T>(plan))
         chunked_ = std::make_unique<ChunkedGradient<T>>(*net_, profile_);
     else
-        layered_ = std::make_unique<LayeredStep<T>>(dynamic_cast<const PanelNet<T>&>(*net_), profile_);
+        panel_step_ = make_panel_step(dynamic_cast<const PanelNet<T>&>(*net_), profile_);
 }
 
 template <class T>
@@ -89,8 +99,8 @@ void Engine<T>::prepare(int64_t rows, int threads) {
     if (chunked_)
         chunked_->prepare(rows, threads);
     else
-        layered_->prepare(rows, threads);
-    if (layered_ && rows > LayeredStep<T>::kMostRows) layered_gradient();
+        panel_step_->prepare(rows, threads);
+    if (panel_step_ && rows > PanelStep<T>::kMostRows) gradient_in_memory();
 }
 
 template <class T>
@@ -139,7 +149,7 @@ bool Engine<T>::apply(const T* gradient, ptrdiff_t part_stride, int parts, int t
 }
 
 template <class T>
-T* Engine<T>::layered_gradient() {
+T* Engine<T>::gradient_in_memory() {
     if (!gradient_)
         gradient_arena_.allocate([&](Taker& take) { gradient_ = take.template take<T>(net_->parameters().total); });
     return gradient_;
@@ -147,13 +157,13 @@ T* Engine<T>::layered_gradient() {
 
 // The gradient of scale * (sum of weight * loss) in gradient_, pass by pass.
 template <class T>
-double Engine<T>::accumulate_layered(const Batch<T>& b, T scale, int threads, T* dx) {
+double Engine<T>::accumulate_passes(const Batch<T>& b, T scale, int threads, T* dx) {
     double loss = 0;
-    for (int64_t r = 0; r < b.rows; r += LayeredStep<T>::kMostRows) {
-        const Batch<T> part = b.part(r, std::min(r + LayeredStep<T>::kMostRows, b.rows));
-        loss += layered_->forward(part, update_.theta, scale, threads);
-        layered_->backward(part.rows, update_.theta, {layered_gradient(), r > 0, nullptr}, threads, dx != nullptr);
-        if (dx) layered_->copy_input_gradient(part.rows, dx + r * plan_.n_in());
+    for (int64_t r = 0; r < b.rows; r += PanelStep<T>::kMostRows) {
+        const Batch<T> part = b.part(r, std::min(r + PanelStep<T>::kMostRows, b.rows));
+        loss += panel_step_->forward(part, update_.theta, scale, threads, dx != nullptr);
+        panel_step_->backward(part.rows, update_.theta, {gradient_in_memory(), r > 0, nullptr}, threads, dx != nullptr);
+        if (dx) panel_step_->copy_input_gradient(part.rows, dx + r * plan_.n_in());
     }
     return loss;
 }
@@ -163,7 +173,7 @@ template <class T>
 bool Engine<T>::backward_fused(int64_t rows, int threads) {
     std::atomic<bool> overflow{false};
     const FusedUpdate<T> fused{update_, guarded_ ? k_.squares_finite : nullptr, overflow};
-    layered_->backward(rows, update_.theta, {nullptr, false, &fused}, threads, false);
+    panel_step_->backward(rows, update_.theta, {nullptr, false, &fused}, threads, false);
     return !overflow;
 }
 
@@ -172,10 +182,10 @@ bool Engine<T>::backward_fused(int64_t rows, int threads) {
 template <class T>
 double Engine<T>::step_batch(const Batch<T>& b, const Scales& s, double learning_rate, int threads) {
     const auto scale = static_cast<T>(s.loss);
-    const bool fused = layered_ && b.rows <= LayeredStep<T>::kMostRows;
+    const bool fused = panel_step_ && b.rows <= PanelStep<T>::kMostRows;
     double loss = chunked_ ? chunked_->compute(b, update_.theta, scale, threads)
-                  : fused  ? layered_->forward(b, update_.theta, scale, threads)
-                           : accumulate_layered(b, scale, threads, nullptr);
+                  : fused  ? panel_step_->forward(b, update_.theta, scale, threads, false)
+                           : accumulate_passes(b, scale, threads, nullptr);
     loss = loss * s.loss + penalty(threads);
     if (!std::isfinite(loss)) return loss;
     checked_ = false;
@@ -245,8 +255,8 @@ double Engine<T>::loss_and_gradients(Data<T> data, const std::vector<T*>& W, con
             for (ptrdiff_t i = 0; i < chunked_->part_stride(); ++i)
                 gradient[i] += gradient[part * chunked_->part_stride() + i];
     } else {
-        loss = accumulate_layered(batch, static_cast<T>(s.loss), threads, dx);
-        gradient = layered_gradient();
+        loss = accumulate_passes(batch, static_cast<T>(s.loss), threads, dx);
+        gradient = gradient_in_memory();
     }
     for (std::size_t i = 0; plan_.l2 != 0 && i < net_->parameters().weights; ++i)
         gradient[i] += static_cast<T>(plan_.l2) * update_.theta[i];

@@ -13,6 +13,7 @@
 #include "engine/optimizer_state.h"
 #include "engine/profile.h"
 #include "engine/random.h"
+#include "engine/rowwise.h"
 #include "engine/update.h"
 
 namespace gradstep {
@@ -76,7 +77,7 @@ private:
     double penalty(int threads);
     double step_batch(const Batch<T>& b, const Scales& s, double learning_rate, int threads);
     bool backward_fused(int64_t rows, int threads);
-    double accumulate_layered(const Batch<T>& b, T scale, int threads, T* dx);
+    double accumulate_passes(const Batch<T>& b, T scale, int threads, T* dx);
     bool apply(const T* gradient, ptrdiff_t part_stride, int parts, int threads);
     std::size_t state_size() const;
     bool remember(bool after_guarded_steps);
@@ -85,7 +86,7 @@ private:
                      Interrupts& interrupts, bool& finished);
     bool run_epochs(const Data<T>& data, const TrainOptions& options, int64_t interval, int threads,
                     Interrupts& interrupts, TrainResult& result);
-    T* layered_gradient();
+    T* gradient_in_memory();
 
     const Plan plan_;
     const Kernels<T>& k_;
@@ -100,7 +101,7 @@ private:
     T* gradient_ = nullptr;
     Profile profile_;
     std::unique_ptr<ChunkedGradient<T>> chunked_;
-    std::unique_ptr<LayeredStep<T>> layered_;
+    std::unique_ptr<PanelStep<T>> panel_step_;
     Inference<T> inference_;
     bool checked_ = false;         // parameters and states are finite, and in the checkpoint if there is one
     bool guarded_ = false;         // no checkpoint to go back to: updates that would overflow are left out

@@ -63,8 +63,7 @@ public:
         }
         ws.lanes_delta = take.take<T>(static_cast<std::size_t>(this->plan_.n_out()) * n);
         if (!training) return;
-        ws.delta[0] = take.take<T>(widest * n);
-        ws.delta[1] = take.take<T>(widest * n);
+        ws.errors = {take.take<T>(widest * n), take.take<T>(widest * n)};
         ws.sums = take.take<T>(this->layout_.total * static_cast<std::size_t>(this->k_.lanes));
     }
 
@@ -80,8 +79,8 @@ public:
                   bool input_gradient) const override {
         LanesPass<T> p = pass(ws, x, theta, rows);
         p.delta = ws.lanes_delta;
-        p.below[0] = ws.delta[0];
-        p.below[1] = ws.delta[1];
+        p.below[0] = ws.errors[0];
+        p.below[1] = ws.errors[1];
         p.sums = ws.sums;
         p.keep = keep;
         p.input_gradient = input_gradient;
@@ -100,7 +99,7 @@ public:
     void copy_input_gradient(const Workspace<T>& ws, ptrdiff_t rows, T* to) const override {
         const ptrdiff_t lanes = this->whole_lanes(rows), width = this->plan_.n_in();
         for (ptrdiff_t r = 0; r < rows; ++r)
-            for (ptrdiff_t c = 0; c < width; ++c) to[r * width + c] = ws.delta[0][c * lanes + r];
+            for (ptrdiff_t c = 0; c < width; ++c) to[r * width + c] = ws.errors[0][c * lanes + r];
     }
 
 private:

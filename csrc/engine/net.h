@@ -22,10 +22,10 @@ const Entry& find(const Entry* entries, int n, const std::string& name) {
 }
 
 // Small networks: weights, gradients and a tile of activations share the second-level cache, so a tile of
-// samples goes through all layers. Larger ones go layer by layer.
+// samples goes through all layers, with a gradient for each chunk. Larger ones have one gradient (panel_step.h).
 template <class T>
 bool fits_cache(const Plan& plan) {
-    return plan.weights() * static_cast<int64_t>(sizeof(T)) <= 256 * 1024;
+    return plan.weights() * static_cast<int64_t>(sizeof(T)) <= 64 * 1024;
 }
 
 // Inputs of a tile of samples, gathered: x in the net's layout, y and weight in lanes.
@@ -43,7 +43,7 @@ struct Workspace {
     TileInputs<T> inputs;
     std::vector<T*> z, a;                     // PanelNet, per layer; z[l] == a[l] unless the activation needs z
     std::vector<LanesLayer<T>> lanes_layers;  // LanesNet
-    T* delta[2] = {};                         // error of the layer at hand and of the one below
+    std::vector<T*> errors;                   // dJ/d(inputs of layer l), and of the outputs; buffers may be shared
     T* lanes_z = nullptr;
     T* lanes_delta = nullptr;
     T* sums = nullptr;     // LanesNet: vectors of partial sums, one a parameter
@@ -85,7 +85,7 @@ public:
     // Outputs before the link, in lanes, at the returned address.
     virtual const T* outputs_in_lanes(const Workspace<T>& ws, ptrdiff_t rows) const = 0;
     // From lanes_delta: adds to (keep) or writes the gradient of every parameter; leaves dJ/dx in
-    // delta[...] when asked, for input_gradient.
+    // errors[0] when asked, for input_gradient.
     virtual void backward(const Workspace<T>& ws, const T* x, const T* theta, ptrdiff_t rows, T* gradient, bool keep,
                           bool input_gradient) const = 0;
     // After the last tile of a chunk.

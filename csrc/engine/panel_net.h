@@ -95,14 +95,15 @@ public:
         const auto n = static_cast<std::size_t>(rows);
         const auto outputs = static_cast<std::size_t>(padded(this->plan_.n_out()));
         ws.inputs = {take.take<T>(x_size(rows)), take.take<T>(this->y_size(rows)), take.take<T>(n)};
-        take_activations(take, ws, rows, training);
+        take_activations(take, ws, rows, training, false);
         ws.lanes_z = take.take<T>(outputs * n);
         ws.lanes_delta = take.take<T>(outputs * n);
         if (training) ws.scratch = take.take<T>(scratch_size());
     }
 
-    // Everything but the gathered inputs and the loss's lanes.
-    void take_activations(Taker& take, Workspace<T>& ws, ptrdiff_t rows, bool training) const {
+    // Everything but the gathered inputs and the loss's lanes. The errors of all layers may be wanted at once; else
+    // those of a layer and of the one below.
+    void take_activations(Taker& take, Workspace<T>& ws, ptrdiff_t rows, bool training, bool all_errors) const {
         const auto n = static_cast<std::size_t>(rows);
         const std::size_t widest = static_cast<std::size_t>(padded(this->plan_.widest())) * n;
         ws.rows = rows;
@@ -117,7 +118,14 @@ public:
             ws.z[l] = training && this->activation(l).needs_z ? take.take<T>(size) : ws.a[l];
         }
         if (!training) return;
-        for (T*& buffer : ws.delta) buffer = take.take<T>(widest);
+        ws.errors.assign(this->depth() + 1, nullptr);
+        for (std::size_t l = 0; l < ws.errors.size(); ++l) {
+            const ptrdiff_t width = l ? this->plan_.layers[l - 1].n_out : this->plan_.n_in();
+            if (all_errors)
+                ws.errors[l] = take.take<T>(static_cast<std::size_t>(padded(width)) * n);
+            else
+                ws.errors[l] = l < 2 ? take.take<T>(widest) : ws.errors[l - 2];
+        }
     }
 
     std::size_t scratch_size() const { return static_cast<std::size_t>((kGroup + 1) * P_ * P_); }
@@ -207,7 +215,7 @@ public:
     void output_error(const Workspace<T>& ws, const T* lanes_delta, ptrdiff_t lane_stride, ptrdiff_t r0,
                       ptrdiff_t r1) const {
         const std::size_t last = this->depth() - 1;
-        T* delta = ws.delta[(last + 1) % 2];
+        T* delta = ws.errors[last + 1];
         this->k_.lanes_to_panels[v_](lanes_delta, lane_stride, r1 - r0, this->plan_.n_out(), delta + r0 * P_, ws.rows);
         if (const auto backward = this->activation(last).backward)
             for (ptrdiff_t o = 0; o < panels(this->plan_.n_out()); ++o) {
@@ -227,7 +235,7 @@ public:
         const ptrdiff_t width = this->plan_.n_in();
         for (ptrdiff_t r = 0; r < rows; ++r)
             for (ptrdiff_t c = 0; c < width; ++c)
-                to[r * width + c] = ws.delta[0][c / P_ * ws.rows * P_ + r * P_ + c % P_];
+                to[r * width + c] = ws.errors[0][c / P_ * ws.rows * P_ + r * P_ + c % P_];
     }
 
 private:
@@ -248,11 +256,11 @@ private:
         this->k_.product[v_]({.rows = r1 - r0,
                               .depth = depth,
                               .segment = P_,
-                              .a = ws.delta[(l + 1) % 2] + (o * ws.rows + r0) * P_,
+                              .a = ws.errors[l + 1] + (o * ws.rows + r0) * P_,
                               .a_segment = ws.rows * P_,
                               .b = scratch,
                               .b_segment = P_ * P_,
-                              .c = ws.delta[l % 2] + (i * ws.rows + r0) * P_,
+                              .c = ws.errors[l] + (i * ws.rows + r0) * P_,
                               .init = o ? Init::keep : Init::zero,
                               .bias = nullptr,
                               .ahead = {theta + weight_at(l, i * P_, end * P_)},
@@ -262,7 +270,7 @@ private:
     void through_activation(const Workspace<T>& ws, std::size_t l, ptrdiff_t i, ptrdiff_t r0, ptrdiff_t r1) const {
         if (l == 0 || !this->activation(l - 1).backward) return;
         const ptrdiff_t at = (i * ws.rows + r0) * P_;
-        this->activation(l - 1).backward(ws.z[l - 1] + at, ws.a[l - 1] + at, ws.delta[l % 2] + at, (r1 - r0) * P_);
+        this->activation(l - 1).backward(ws.z[l - 1] + at, ws.a[l - 1] + at, ws.errors[l] + at, (r1 - r0) * P_);
     }
 
     void weight_gradient(const Workspace<T>& ws, const T* x, std::size_t l, ptrdiff_t i, ptrdiff_t o, ptrdiff_t rows,
@@ -275,7 +283,7 @@ private:
                                          .segment = rows,
                                          .a = (l ? ws.a[l - 1] : x) + i * ws.rows * P_,
                                          .a_segment = 0,
-                                         .b = ws.delta[(l + 1) % 2] + o * ws.rows * P_,
+                                         .b = ws.errors[l + 1] + o * ws.rows * P_,
                                          .b_segment = 0,
                                          .c = to,
                                          .init = sink.keep ? Init::keep : Init::zero,
@@ -289,7 +297,7 @@ private:
                        T* scratch) const {
         const std::size_t at = this->layout_.layers[l].biases + static_cast<std::size_t>(o * P_);
         T* to = sink.update ? scratch : sink.gradient + at;
-        this->k_.column_sums[v_](ws.delta[(l + 1) % 2] + o * ws.rows * P_, rows, to, sink.keep);
+        this->k_.column_sums[v_](ws.errors[l + 1] + o * ws.rows * P_, rows, to, sink.keep);
         finish_gradient(sink, at, P_, scratch, &Hypers<T>::biases);
     }
 
