@@ -113,11 +113,12 @@ public:
         return layers;
     }
 
-    void set(int what, std::size_t layer, const Matrix<T>& W, const Matrix<T>& b) {
+    void set(int what, std::size_t layer, const std::optional<Matrix<T>>& W, const std::optional<Matrix<T>>& b) {
         const DensePlan& d = engine_.plan().layers.at(layer);
-        require(W.ndim() == 2 && W.shape(0) == d.n_in && W.shape(1) == d.n_out, "W must be (n_in, n_out)");
-        require(b.ndim() == 1 && b.shape(0) == d.n_out, "b must be (n_out,)");
-        const T *weights = W.data(), *biases = b.data();
+        require(!W || (W->ndim() == 2 && W->shape(0) == d.n_in && W->shape(1) == d.n_out), "W must be (n_in, n_out)");
+        require(!b || (b->ndim() == 1 && b->shape(0) == d.n_out), "b must be (n_out,)");
+        const T* weights = W ? W->data() : nullptr;
+        const T* biases = b ? b->data() : nullptr;
         const Busy busy(*this);
         engine_.set(what, layer, weights, biases);
     }

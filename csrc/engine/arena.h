@@ -2,9 +2,11 @@
 // wants, run once to measure and once to hand out.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <utility>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -32,37 +34,71 @@ private:
     std::size_t used_ = 0;
 };
 
+// Zeroed memory. Large blocks are pages that the system gives when they are first touched, from a huge page's
+// boundary on, so that the moments of a network that only predicts cost nothing.
+class Memory {
+public:
+    Memory() = default;
+    explicit Memory(std::size_t bytes) {
+#if defined(__linux__)
+        if (bytes >= kHugePage) {
+            mapped_ = bytes + kHugePage;
+            void* pages = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            if (pages == MAP_FAILED) throw std::bad_alloc();
+            block_ = pages;
+            const auto address = reinterpret_cast<std::uintptr_t>(pages);
+            data_ = static_cast<std::byte*>(pages) + (kHugePage - address % kHugePage) % kHugePage;
+            madvise(data_, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);  // not the rest: it would be rounded up
+            return;
+        }
+#endif
+        bytes = (bytes + kPage) / kPage * kPage;
+        block_ = std::aligned_alloc(kPage, bytes);
+        if (!block_) throw std::bad_alloc();
+        data_ = static_cast<std::byte*>(block_);
+        std::memset(data_, 0, bytes);
+    }
+    Memory(const Memory&) = delete;
+    Memory& operator=(Memory&& other) noexcept {
+        std::swap(block_, other.block_);
+        std::swap(data_, other.data_);
+        std::swap(mapped_, other.mapped_);
+        return *this;
+    }
+    ~Memory() {
+#if defined(__linux__)
+        if (mapped_) {
+            munmap(block_, mapped_);
+            return;
+        }
+#endif
+        std::free(block_);
+    }
+
+    std::byte* data() const { return data_; }
+
+private:
+    static constexpr std::size_t kPage = 4096, kHugePage = std::size_t{2} << 20;
+    void* block_ = nullptr;
+    std::byte* data_ = nullptr;
+    std::size_t mapped_ = 0;  // bytes; 0: on the heap
+};
+
 class Arena {
 public:
-    Arena() = default;
-    Arena(const Arena&) = delete;
-    Arena& operator=(const Arena&) = delete;
-    ~Arena() { std::free(memory_); }
-
     // Replaces what the arena held; plan(Taker&) is called twice. Throws std::bad_alloc, and then leaves the
     // plan's pointers null.
     template <class Plan>
     void allocate(Plan&& plan) {
         Taker measure(nullptr);
         plan(measure);
-        // Large arenas start at a huge page, which the kernel then may use.
-        const std::size_t alignment = measure.used() >= kHugePage ? kHugePage : 4096;
-        const std::size_t bytes = (measure.used() + alignment) / alignment * alignment;
-        void* memory = std::aligned_alloc(alignment, bytes);
-        if (!memory) throw std::bad_alloc();
-#if defined(__linux__)
-        if (bytes >= kHugePage) madvise(memory, bytes, MADV_HUGEPAGE);
-#endif
-        std::memset(memory, 0, bytes);
-        std::free(memory_);
-        memory_ = memory;
-        Taker take(static_cast<std::byte*>(memory));
+        memory_ = Memory(measure.used());
+        Taker take(memory_.data());
         plan(take);
     }
 
 private:
-    static constexpr std::size_t kHugePage = std::size_t{2} << 20;
-    void* memory_ = nullptr;
+    Memory memory_;
 };
 
 }  // namespace gradstep

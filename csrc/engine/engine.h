@@ -42,7 +42,7 @@ public:
 
     // Natural shapes: W (n_in, n_out), b (n_out,). what: -1 the parameters, 0 and 1 the optimizer's states.
     void get(int what, std::size_t layer, T* W, T* b) const;
-    void set(int what, std::size_t layer, const T* W, const T* b);
+    void set(int what, std::size_t layer, const T* W, const T* b);  // null: stays as it is
     int64_t step_count() const { return count_.value(); }
     void set_step_count(int64_t step) {
         checked_ = false;

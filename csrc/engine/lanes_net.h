@@ -28,8 +28,8 @@ public:
 
     void pack(std::size_t l, const T* W, const T* b, T* to) const override {
         const DensePlan& d = this->plan_.layers[l];
-        std::copy(W, W + d.n_in * d.n_out, to + this->layout_.layers[l].weights);
-        std::copy(b, b + d.n_out, to + this->layout_.layers[l].biases);
+        if (W) std::copy(W, W + d.n_in * d.n_out, to + this->layout_.layers[l].weights);
+        if (b) std::copy(b, b + d.n_out, to + this->layout_.layers[l].biases);
     }
 
     void unpack(std::size_t l, const T* from, T* W, T* b) const override {

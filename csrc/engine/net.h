@@ -68,7 +68,7 @@ public:
     virtual ~Net() = default;
 
     const ParameterLayout& parameters() const { return layout_; }
-    virtual void pack(std::size_t layer, const T* W, const T* b, T* to) const = 0;
+    virtual void pack(std::size_t layer, const T* W, const T* b, T* to) const = 0;  // null: stays as it is
     virtual void unpack(std::size_t layer, const T* from, T* W, T* b) const = 0;
 
     // Distance of panels in rows, or of lane rows in elements, for a tile in a workspace of that capacity.

@@ -65,14 +65,18 @@ public:
     // Pads become zero again, too: training that was interrupted after an overflow may have left NaN there.
     void pack(std::size_t l, const T* W, const T* b, T* to) const override {
         const DensePlan& d = this->plan_.layers[l];
-        T* weights = to + this->layout_.layers[l].weights;
-        T* biases = to + this->layout_.layers[l].biases;
-        std::fill(weights, weights + padded(d.n_in) * padded(d.n_out), T(0));
-        std::fill(biases, biases + padded(d.n_out), T(0));
-        for (ptrdiff_t i = 0; i < d.n_in; ++i)
-            for (ptrdiff_t o = 0; o < d.n_out; o += P_)
-                std::copy_n(W + i * d.n_out + o, std::min(P_, d.n_out - o), to + weight_at(l, i, o));
-        std::copy_n(b, d.n_out, biases);
+        if (W) {
+            T* weights = to + this->layout_.layers[l].weights;
+            std::fill(weights, weights + padded(d.n_in) * padded(d.n_out), T(0));
+            for (ptrdiff_t i = 0; i < d.n_in; ++i)
+                for (ptrdiff_t o = 0; o < d.n_out; o += P_)
+                    std::copy_n(W + i * d.n_out + o, std::min(P_, d.n_out - o), to + weight_at(l, i, o));
+        }
+        if (b) {
+            T* biases = to + this->layout_.layers[l].biases;
+            std::fill(biases, biases + padded(d.n_out), T(0));
+            std::copy_n(b, d.n_out, biases);
+        }
     }
 
     void unpack(std::size_t l, const T* from, T* W, T* b) const override {

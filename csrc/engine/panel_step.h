@@ -107,7 +107,7 @@ protected:
     T* x_ = nullptr;
 
 private:
-    static constexpr int64_t kLossBytes = 512 * 1024;
+    static constexpr int64_t kLossBytes = 128 * 1024;
     static constexpr int64_t kSharedWork = 1'000'000;  // operations of a phase that is worth a second thread
 
     bool all_errors_;

@@ -6,32 +6,37 @@ networks", AISTATS 2010; He, Zhang, Ren and Sun, "Delving deep into rectifiers",
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 Weights = NDArray[np.float64]
-Draw: TypeAlias = "Callable[[np.random.Generator, int, int], Weights]"
+Sampler: TypeAlias = "Callable[[np.random.Generator, int], Weights]"
+"""So many values from a generator."""
+
+BLOCK = 1 << 16
+"""Values that are drawn at a time, so that float64 copies of large layers never exist."""
 
 
-def _uniform(rng: np.random.Generator, n_in: int, n_out: int, limit: float) -> Weights:
-    return rng.uniform(-limit, limit, (n_in, n_out))
+def _uniform(limit: float) -> Sampler:
+    return lambda rng, n: rng.uniform(-limit, limit, n)
 
 
-def _normal(rng: np.random.Generator, n_in: int, n_out: int, deviation: float) -> Weights:
-    return deviation * rng.standard_normal((n_in, n_out))
+def _normal(deviation: float) -> Sampler:
+    return lambda rng, n: deviation * rng.standard_normal(n)
 
 
-INITIALIZERS: dict[str, Draw] = {
-    "glorot_uniform": lambda rng, i, o: _uniform(rng, i, o, (6 / (i + o)) ** 0.5),
-    "glorot_normal": lambda rng, i, o: _normal(rng, i, o, (2 / (i + o)) ** 0.5),
-    "he_uniform": lambda rng, i, o: _uniform(rng, i, o, (6 / i) ** 0.5),
-    "he_normal": lambda rng, i, o: _normal(rng, i, o, (2 / i) ** 0.5),
-    "zeros": lambda rng, i, o: np.zeros((i, o)),
+INITIALIZERS: dict[str, Callable[[int, int], Sampler]] = {
+    "glorot_uniform": lambda i, o: _uniform((6 / (i + o)) ** 0.5),
+    "glorot_normal": lambda i, o: _normal((2 / (i + o)) ** 0.5),
+    "he_uniform": lambda i, o: _uniform((6 / i) ** 0.5),
+    "he_normal": lambda i, o: _normal((2 / i) ** 0.5),
+    "zeros": lambda i, o: lambda rng, n: np.zeros(n),
 }
-"""Weights (n_in, n_out) drawn with a variance of 2 / (n_in + n_out) for glorot, 2 / n_in for he."""
+"""By name, from the widths of a layer: a variance of 2 / (n_in + n_out) for glorot, 2 / n_in for he."""
 
 _HE_ACTIVATIONS = frozenset({"relu", "leaky_relu", "elu", "gelu", "silu", "mish"})
 
@@ -64,7 +69,9 @@ class Given:
         return f"<given array {self.values.shape}>"
 
 
-def initial_weights(initializer: str | Given, seed: int, layer_index: int, n_in: int, n_out: int) -> Weights:
+def initial_weights(
+    initializer: str | Given, seed: int, layer_index: int, n_in: int, n_out: int, dtype: str = "float64"
+) -> NDArray[Any]:
     """Draw the weights of one layer.
 
     Parameters
@@ -77,11 +84,13 @@ def initial_weights(initializer: str | Given, seed: int, layer_index: int, n_in:
         Number of the layer, counted from 0: each layer has its own random stream.
     n_in, n_out
         Widths of the layer.
+    dtype
+        Of the result; drawn in float64 whatever it is.
 
     Returns
     -------
     numpy.ndarray
-        float64, (n_in, n_out).
+        (n_in, n_out).
 
     Raises
     ------
@@ -89,9 +98,16 @@ def initial_weights(initializer: str | Given, seed: int, layer_index: int, n_in:
         If given values have another shape.
     """
     if isinstance(initializer, Given):
-        return given_values(initializer, (n_in, n_out), f"initializer of dense_{layer_index}")
+        return given_values(initializer, (n_in, n_out), f"initializer of dense_{layer_index}").astype(dtype)
     rng = np.random.default_rng([seed, layer_index])
-    return INITIALIZERS[initializer](rng, n_in, n_out)
+    sample = INITIALIZERS[initializer](n_in, n_out)
+    # Pages of its own: on the heap a large array that is soon freed leaves a gap that stays in memory.
+    pages = mmap.mmap(-1, n_in * n_out * np.dtype(dtype).itemsize)
+    weights = np.frombuffer(pages, dtype)
+    for start in range(0, weights.size, BLOCK):
+        part = weights[start : start + BLOCK]
+        part[...] = sample(rng, part.size)
+    return weights.reshape(n_in, n_out)
 
 
 def given_values(given: Given, shape: tuple[int, ...], argument: str) -> Weights:

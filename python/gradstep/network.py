@@ -337,9 +337,10 @@ class Network:
         assert self._engine is not None
         return self._engine
 
-    def _start_engine(self, plan: Plan, parameters: Mapping[str, Array]) -> None:
+    def _start_engine(self, plan: Plan, parameters: Iterable[Mapping[str, Array]]) -> None:
         engine = self._backend.make_engine(plan)
-        engine.set_parameters(parameters)
+        for part in parameters:
+            engine.set_parameters(part)
         self._plan, self._engine = plan, engine
         self._refresh()
 
@@ -747,7 +748,7 @@ class Network:
         shapes = plan.parameter_shapes()
         checked = {name: self._check_parameter("parameter", name, v, shapes) for name, v in values.items()}
         if self._engine is None and checked.keys() == shapes.keys():
-            self._start_engine(plan, checked)
+            self._start_engine(plan, [checked])
         else:
             self._built().set_parameters(checked)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,21 +104,21 @@ class Specification:
             dtype=self.dtype,
         )
 
-    def initial_parameters(self, plan: Plan) -> Parameters:
-        """Weights and biases before training, the same for every backend."""
-        parameters: Parameters = {}
+    def initial_parameters(self, plan: Plan) -> Iterator[Parameters]:
+        """Weights and biases before training, the same for every backend, layer by layer to save memory."""
         for index, (layer, planned) in enumerate(zip(self.dense_layers, plan.layers, strict=True)):
             initializer = layer.initializer
             if not isinstance(initializer, str | Given):
                 initializer = default_initializer(layer.activation)
-            weights = initial_weights(initializer, self.seed, index, planned.n_in, planned.n_out)
+            weights = initial_weights(initializer, self.seed, index, planned.n_in, planned.n_out, self.dtype)
             biases = np.zeros(planned.n_out)
             if isinstance(layer.bias_initializer, Given):
                 argument = f"bias_initializer of {planned.name}"
                 biases = given_values(layer.bias_initializer, (planned.n_out,), argument)
-            parameters[f"{planned.name}.W"] = weights.astype(self.dtype)
-            parameters[f"{planned.name}.b"] = biases.astype(self.dtype)
-        return parameters
+            yield {
+                f"{planned.name}.W": weights,
+                f"{planned.name}.b": biases.astype(self.dtype),
+            }
 
     def table(self, n_in: int | None) -> str:
         """Layers, shapes and parameter counts, one line each; n_in is None while it is unknown."""

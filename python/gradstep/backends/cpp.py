@@ -121,11 +121,10 @@ class CppEngine(Engine):
         return named
 
     def _set(self, what: int, values: Mapping[str, Array], suffix: str) -> None:
-        names = [(f"{layer.name}.W{suffix}", f"{layer.name}.b{suffix}") for layer in self.plan.layers]
-        if not all(name in values for pair in names for name in pair):
-            values = {**self._named(self._core.get(what), suffix), **values}
-        for index, (weights, biases) in enumerate(names):
-            self._core.set(what, index, self._array(values[weights]), self._array(values[biases]))
+        for index, layer in enumerate(self.plan.layers):
+            names = (f"{layer.name}.W{suffix}", f"{layer.name}.b{suffix}")
+            given = [self._array(values[name]) if name in values else None for name in names]
+            self._core.set(what, index, *given)
 
 
 BACKEND = Backend(
