@@ -187,6 +187,20 @@ class Engine(ABC):
         """
 
 
+    def profile(
+        self, X: Array, y: Array, *, epochs: int, batch_size: int, learning_rate: float
+    ) -> dict[str, float] | None:
+        """Train, and tell which share of the threads' time each phase of the steps took.
+
+        Returns
+        -------
+        dict or None
+            ``gather``, ``forward``, ``loss``, ``dX``, ``dW``, ``update``, and ``waiting``, which is the rest:
+            threads that wait for each other or for work. The sum is 1. None where it is not measured.
+        """
+        return None
+
+
 @dataclass(frozen=True)
 class Backend:
     """One way to compute: how to make an engine, and which names it knows."""

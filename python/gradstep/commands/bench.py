@@ -81,16 +81,21 @@ def bench(
     seconds: Annotated[
         float, typer.Option(help="Length of a measurement; each case is measured three times.")
     ] = 0.3,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Show what the time of a step goes to instead (cpp only).")
+    ] = False,
 ) -> None:
     """Measure training steps on this machine.
 
     Whole calls of fit are timed: random data, shuffled mini-batches, Adam, float32. A step is one
     update. GFLOP/s counts the operations of the matrix products alone. The fastest of three counts.
+    With --profile: the share of the threads' time that gathering rows, the forward pass, the loss, the
+    errors (dX), the weight gradients (dW), the update and waiting take.
     """
     if not seconds > 0:
         raise ValueError(f"--seconds must be greater than 0, got {seconds:g}")
     backends.set_num_threads(check_integer("--threads", threads, minimum=0))
-    names = _names(backend)
+    names = ["cpp"] if profile else _names(backend)
     for name in names:
         chosen = backends.get(name)
         facts = ", ".join(f"{key} {value}" for key, value in chosen.describe().items())
@@ -99,11 +104,38 @@ def bench(
         if reason is not None:
             say(f"{name}: not available: {reason}")
     say()
+    if profile:
+        _show_profile(seconds)
+        return
     head = ["case", *(f"{name} {unit}" for name in names for unit in ("us/step", "GFLOP/s"))]
     widths = [max(len(case.name) for case in CASES), *(max(12, len(cell)) for cell in head[1:])]
     say_row(head, widths, style="bold")
     for case in CASES:
         say_row(_row(case, names, seconds), widths)
+
+
+def _show_profile(seconds: float) -> None:
+    head = ["case", "us/step", "gather", "forward", "loss", "dX", "dW", "update", "waiting"]
+    widths = [max(len(case.name) for case in CASES), 9, *(7 for _ in head[2:])]
+    say_row(head, widths, style="bold")
+    for case in CASES:
+        step = seconds_per_step(case, "cpp", seconds)
+        shares = phase_shares(case, step, seconds)
+        say_row([case.name, f"{1e6 * step:,.2f}", *(f"{shares[name]:.0%}" for name in head[2:])], widths)
+
+
+def phase_shares(case: Case, step: float, seconds: float) -> dict[str, float]:
+    """Share of the threads' time by phase, of a run of about that many seconds."""
+    X, y = case.data()
+    network = case.network("cpp")
+    network.fit(X, y, epochs=1, batch_size=case.batch, verbose=0)
+    engine = backends.get("cpp").make_engine(network.plan)
+    engine.set_parameters(network.parameters())
+    targets = y if y.dtype == np.int32 else y.reshape(len(y), -1)
+    epochs = max(1, int(seconds / (step * case.steps_per_epoch)))
+    shares = engine.profile(X, targets, epochs=epochs, batch_size=case.batch, learning_rate=1e-3)
+    assert shares is not None
+    return shares
 
 
 def _names(backend: str) -> list[str]:
