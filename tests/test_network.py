@@ -378,6 +378,75 @@ def test_an_encoder_lets_every_method_take_frames(backend):
     np.testing.assert_array_equal(net.predict(X), plain.predict(X))
 
 
+def test_statistics_are_those_of_the_encoder_s_features_not_of_the_frame(backend):
+    class Scaling:
+        def transform(self, frame):
+            return (np.asarray(frame) - 1000).astype(np.float32)
+
+    class Frame:
+        """Numbers, but no ndarray."""
+
+        def __array__(self, dtype=None, copy=None):
+            return np.asarray(X + 1000, dtype)
+
+    net = make(backend, preprocessing="standardize")
+    net.encoder = Scaling()
+    net.fit(Frame(), TARGETS["values"], epochs=1, verbose=0)
+    plain = make(backend, preprocessing="standardize")
+    plain.fit(np.asarray(X + 1000) - np.float32(1000), TARGETS["values"], epochs=1, verbose=0)
+    np.testing.assert_allclose(net.predict(Frame()), plain.predict(Scaling().transform(Frame())), rtol=1e-6)
+
+
+@pytest.mark.parametrize("container", [np.asarray, list, lambda rows: rows.astype(object)])
+def test_columns_that_float32_cannot_resolve_are_refused_in_any_container(container):
+    rows = 1e9 + 0.01 * np.arange(50.0)[:, None]
+    net = gs.Network([gs.Dense(1)], preprocessing="standardize", backend="numpy")
+    with pytest.raises(ValueError, match="cannot tell apart"):
+        net.fit(container(rows), np.zeros(50), epochs=1, verbose=0)
+    assert net.n_in is None
+
+
+def test_a_callback_that_refuses_leaves_the_network_as_it_was_and_ends_those_before_it(backend):
+    events = []
+
+    class Log(gs.Callback):
+        def on_fit_begin(self, state):
+            events.append("begin")
+
+        def on_fit_end(self, state):
+            events.append("end")
+
+    net = gs.Network([gs.Dense(2)], preprocessing="standardize", backend=backend.name)
+    with pytest.raises(ValueError, match="monitor"):
+        net.fit(
+            X,
+            TARGETS["values"],
+            epochs=1,
+            verbose=0,
+            callbacks=[Log(), gs.EarlyStopping(monitor="val_los")],
+        )
+    assert events == ["begin", "end"]
+    assert net.n_in is None
+    net.fit(X[:, :2], TARGETS["values"], epochs=1, verbose=0)
+
+
+def test_targets_too_large_for_the_network_s_units_are_refused(backend):
+    net = make(backend, target_preprocessing="standardize")
+    huge = np.full((50, 2), 1e300)
+    with pytest.raises(ValueError, match=r"validation_data\[1\] must fit float32"):
+        net.fit(X, TARGETS["values"], epochs=1, verbose=0, validation_data=(X, huge))
+    net.fit(X, TARGETS["values"], epochs=1, verbose=0)
+    with pytest.raises(ValueError, match="y must fit float32"):
+        net.fit(X, huge, epochs=1, verbose=0)
+
+
+def test_an_epsilon_below_the_dtype_s_range_trains_weights_without_gradients(backend):
+    rows = X.copy()
+    rows[:, 1] = 0
+    net = make(backend, optimizer=gs.Adam(epsilon=1e-50))
+    assert np.isfinite(net.fit(rows, TARGETS["values"], epochs=3, verbose=0).loss).all()
+
+
 @pytest.mark.parametrize("given", [["a", "b", "c"], ("a", "b", "c"), np.array(["a", "b", "c"])])
 def test_classes_may_be_any_sequence(given):
     net = gs.Network([gs.Input(2), gs.Dense(3)], loss="cross_entropy", backend="numpy")

@@ -327,6 +327,18 @@ def test_a_step_whose_loss_is_not_finite_changes_nothing(backend):
 
 
 @pytest.mark.skipif("cpp" not in BACKENDS, reason="the compiled core is not installed")
+def test_a_step_whose_gradient_overflows_changes_nothing_and_counts_for_nothing():
+    X, y = np.full((1, 1), 1e19, np.float32), np.full((1, 1), 1e3, np.float32)
+    net = gs.Network([gs.Input(1), gs.Dense(1, initializer="zeros")], optimizer="adam", backend="cpp")
+    with pytest.raises(gs.DivergenceError, match="or its gradient"):  # Adam squares 2e22
+        net.step(X, y)
+    state = {**net.parameters(), **net.optimizer_state()}
+    assert not any(np.any(value) for value in state.values()), state
+    plain = gs.Network([gs.Input(1), gs.Dense(1, initializer="zeros")], optimizer="gradient_descent")
+    assert plain.step(X, y) == 1e6
+
+
+@pytest.mark.skipif("cpp" not in BACKENDS, reason="the compiled core is not installed")
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="sends itself a signal")
 def test_what_a_signal_handler_raises_ends_training_and_keeps_its_epochs():
     def handler(signum, frame):

@@ -97,6 +97,11 @@ BAD_FIT = [
     ({"sample_weight": Y[:3]}, ValueError, r"sample_weight must have as many rows as X \(4\), got 3"),
     ({"sample_weight": -Y}, ValueError, r"sample_weight must not be negative, but sample_weight\[0\] = -1"),
     ({"sample_weight": 0 * Y}, ValueError, "sample_weight must not be all zero"),
+    (
+        {"sample_weight": np.array([1e-40] + [1.0] * (len(Y) - 1))},
+        ValueError,
+        r"sample_weight must be 0 or at least 1e-30 times its largest value, .* = 1e-40",
+    ),
     ({"sample_weight": _with(1, np.inf, Y)}, ValueError, r"sample_weight\[1\] = inf"),
     ({"sample_weight": np.ones((4, 1))}, ValueError, r"sample_weight must have shape \(4,\), got \(4, 1\)"),
     ({"epochs": 0}, ValueError, "epochs must be at least 1, got 0"),

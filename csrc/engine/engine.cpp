@@ -124,7 +124,7 @@ bool Engine<T>::apply(const T* gradient, ptrdiff_t part_stride, int parts, int t
     const auto n_weights = static_cast<ptrdiff_t>(net_->parameters().weights);
     const auto n = static_cast<ptrdiff_t>(net_->parameters().total);
     for (int part = 0; guarded_ && part < parts; ++part)
-        if (!k_.squares_finite(gradient + part * part_stride, n)) return false;
+        if (!guard()(gradient + part * part_stride, n)) return false;
     if (n <= kLeastUpdateSlice && plan_.l2 == 0 && plan_.weight_decay == 0) {  // tiny: one call for all
         Laps* laps = profile_.begin(0);
         update_(0, n, gradient, part_stride, parts, update_.hypers.biases);
@@ -172,7 +172,7 @@ double Engine<T>::accumulate_passes(const Batch<T>& b, T scale, int threads, T* 
 template <class T>
 bool Engine<T>::backward_fused(int64_t rows, int threads) {
     std::atomic<bool> overflow{false};
-    const FusedUpdate<T> fused{update_, guarded_ ? k_.squares_finite : nullptr, overflow};
+    const FusedUpdate<T> fused{update_, guarded_ ? guard() : nullptr, overflow};
     panel_step_->backward(rows, update_.theta, {nullptr, false, &fused}, threads, false);
     return !overflow;
 }
@@ -189,12 +189,15 @@ double Engine<T>::step_batch(const Batch<T>& b, const Scales& s, double learning
     loss = loss * s.loss + penalty(threads);
     if (!std::isfinite(loss)) return loss;
     checked_ = false;
+    const StepCount before = count_;
     count_.advance();
     update_.set_step(count_, learning_rate);
     const bool done = chunked_ ? apply(chunked_->gradient(), chunked_->part_stride(), chunked_->parts(), threads)
                       : fused  ? backward_fused(b.rows, threads)
                                : apply(gradient_, 0, 1, threads);
-    return done ? loss : std::numeric_limits<double>::quiet_NaN();
+    if (done) return loss;
+    if (!fused) count_ = before;  // nothing changed; a fused update left out some blocks
+    return std::numeric_limits<double>::quiet_NaN();
 }
 
 template <class T>
@@ -323,7 +326,7 @@ bool Engine<T>::run_epochs(const Data<T>& data, const TrainOptions& options, int
         if (!std::isfinite(loss)) return false;
         if (!finished) {
             result.interrupted = true;
-            return true;
+            return k_.all_finite(update_.theta, static_cast<ptrdiff_t>(net_->parameters().total));
         }
         if (done + 1 == checkpoint || done + 1 == options.epochs) {
             if (!remember(guarded_)) return false;

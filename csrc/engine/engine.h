@@ -79,6 +79,10 @@ private:
     bool backward_fused(int64_t rows, int threads);
     double accumulate_passes(const Batch<T>& b, T scale, int threads, T* dx);
     bool apply(const T* gradient, ptrdiff_t part_stride, int parts, int threads);
+    // Whether a gradient can enter the optimizer: the moments of Adam hold squares.
+    bool (*guard() const)(const T*, ptrdiff_t) noexcept {
+        return optimizer().states < 2 ? k_.all_finite : k_.squares_finite;
+    }
     std::size_t state_size() const;
     bool remember(bool after_guarded_steps);
     void restore();

@@ -30,6 +30,9 @@ public:
         const DensePlan& d = this->plan_.layers[l];
         if (W) std::copy(W, W + d.n_in * d.n_out, to + this->layout_.layers[l].weights);
         if (b) std::copy(b, b + d.n_out, to + this->layout_.layers[l].biases);
+        // The pads, too: training that was interrupted after an overflow may have left NaN there.
+        std::fill(to + n_weights_, to + this->layout_.weights, T(0));
+        std::fill(to + this->layout_.weights + n_biases_, to + this->layout_.total, T(0));
     }
 
     void unpack(std::size_t l, const T* from, T* W, T* b) const override {

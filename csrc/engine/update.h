@@ -1,5 +1,6 @@
 // What an optimizer works on, and the numbers it needs in the next step.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <limits>
 

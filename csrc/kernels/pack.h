@@ -140,7 +140,7 @@ bool all_finite(const T* from, ptrdiff_t n) noexcept {
     return sum_lanes<T>(probe) == T(0);
 }
 
-// Whether a gradient can enter an optimizer: the moments of Adam hold squares.
+// Whether the squares of all are finite.
 template <class T>
 bool squares_finite(const T* from, ptrdiff_t n) noexcept {
     Vec<T> probe{};

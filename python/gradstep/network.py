@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,12 +24,14 @@ from gradstep.optimizers import Optimizer
 from gradstep.preprocessing import Transform, fit_transform
 from gradstep.specification import Specification, arguments_from_config
 from gradstep.tracing import Trace
-from gradstep.training import DivergenceError, Job, Rows, train
+from gradstep.training import DivergenceError, Job, Rows, Training
 from gradstep.validation import (
     BLOCK_ELEMENTS,
     TARGET_CHECKS,
     all_finite,
+    as_numbers,
     check_batch_size,
+    check_finite,
     check_flag,
     check_inputs,
     check_integer,
@@ -394,7 +397,8 @@ class Network:
         TypeError, ValueError
             If X or y is not as `fit` needs it.
         """
-        source, X = X, self._check_inputs(X)
+        source = self._encoded(X)
+        X = self._check_inputs(source)
         if (
             y is None
             and self._specification.target_preprocessing != "none"
@@ -409,7 +413,7 @@ class Network:
             return self._engine
         input_transform, target_transform = self._input_transform, self._target_transform
         if input_transform is None:
-            exact = X if self._specification.preprocessing == "none" else _as_given(source, X)
+            exact = X if self._specification.preprocessing == "none" else as_numbers("X", source)
             input_transform = fit_transform(self._specification.preprocessing, exact, self.dtype, "X")
         if target_transform is None and y is not None:
             target_transform = fit_transform(self._specification.target_preprocessing, y, "float64", "y")
@@ -423,10 +427,14 @@ class Network:
     # ----------------------------------------------------------------------------------------------
     # Arguments.
 
-    def _check_inputs(self, X: Any, argument: str = "X", n_in: int | None = None) -> Array:
+    def _encoded(self, X: Any) -> Any:
+        """X as the network takes it, before any conversion: the encoder's features of a frame."""
         if self.encoder is not None and not isinstance(X, np.ndarray):
-            X = self.encoder.transform(X)
-        return check_inputs(X, self.dtype, self.n_in if n_in is None else n_in, argument)
+            return self.encoder.transform(X)
+        return X
+
+    def _check_inputs(self, X: Any, argument: str = "X", n_in: int | None = None) -> Array:
+        return check_inputs(self._encoded(X), self.dtype, self.n_in if n_in is None else n_in, argument)
 
     def _check_y(self, y: Any, n: int, argument: str = "y") -> Array:
         # Targets that the network learns in other units stay exact until they are in these.
@@ -447,12 +455,15 @@ class Network:
         weight = data[2] if len(data) == 3 else None
         return Rows(X, y, check_weight(weight, self.dtype, len(X), "validation_data[2]"))
 
-    def _network_units(self, rows: Rows) -> Rows:
-        """The rows with their targets as the network learns them."""
+    def _network_units(self, rows: Rows, argument: str = "y") -> Rows:
+        """The rows with their targets as the network learns them, which it can hold."""
         transform = self._target_transform
         if transform is None:
             return rows
-        return Rows(rows.X, transform.apply(rows.y, self.dtype), rows.weight)
+        with np.errstate(over="ignore"):
+            y = transform.apply(rows.y, self.dtype)
+        check_finite(argument, y, rows.y)
+        return Rows(rows.X, y, rows.weight)
 
     # ----------------------------------------------------------------------------------------------
     # Training and use.
@@ -509,6 +520,7 @@ class Network:
         DivergenceError
             If a loss or parameter became NaN or infinite; the network keeps its last good parameters.
         """
+        X = self._encoded(X)
         rows = self._check_rows(X, y, sample_weight)
         n, n_in = rows.X.shape
         validation = self._check_validation(validation_data, n_in)
@@ -518,19 +530,34 @@ class Network:
         callbacks = _check_callbacks(callbacks)
         verbose = check_integer("verbose", int(verbose) if isinstance(verbose, bool) else verbose, minimum=0)
 
-        engine = self._prepare(rows.X, rows.y, X)
-        job = Job(
-            rows=self._network_units(rows),
-            epochs=epochs,
-            batch_size=batch_size,
-            shuffle=shuffle,
-            validate=None if validation is None else lambda: self._evaluate(engine, validation),
-            callbacks=callbacks,
-            metric_names=self._history_names(validation is not None),
-            verbose=verbose,
-            note=backends.first_use_note(self._backend, self.dtype) if verbose else None,
-        )
-        return train(self, engine, job)
+        with self._unchanged_on_error():
+            engine = self._prepare(rows.X, rows.y, X)
+            if validation is not None:
+                self._network_units(validation, "validation_data[1]")
+            job = Job(
+                rows=self._network_units(rows),
+                epochs=epochs,
+                batch_size=batch_size,
+                shuffle=shuffle,
+                validate=None if validation is None else lambda: self._evaluate(engine, validation),
+                callbacks=callbacks,
+                metric_names=self._history_names(validation is not None),
+                verbose=verbose,
+                note=backends.first_use_note(self._backend, self.dtype) if verbose else None,
+            )
+            training = Training(self, engine, job)
+        return training.run()
+
+    @contextlib.contextmanager
+    def _unchanged_on_error(self) -> Iterator[None]:
+        """Forget what the network learnt about its inputs in the block if the block fails."""
+        before = self._plan, self._engine, self._input_transform, self._target_transform
+        try:
+            yield
+        except BaseException:
+            self._plan, self._engine, self._input_transform, self._target_transform = before
+            self._refresh()
+            raise
 
     def _history_names(self, validated: bool) -> tuple[str, ...]:
         names = ("loss", *metric_names(self.loss.target_kind)) if validated else ()
@@ -619,7 +646,8 @@ class Network:
         TypeError, ValueError
             If an argument is not as `fit` needs it; nothing has changed then.
         DivergenceError
-            If the loss is NaN or infinite; nothing has changed then.
+            If the loss is NaN or infinite; nothing has changed then. Or if its gradient overflows: in a large
+            network the update may have been done in part, and parameters stay finite.
         """
         engine = self._fast_engine
         if (
@@ -641,7 +669,8 @@ class Network:
             loss = engine.step(rows.X, rows.y, rows.weight, self.learning_rate)
         if not math.isfinite(loss):
             raise DivergenceError(
-                f"the loss of this step is {loss}: try a learning rate smaller than {self.learning_rate:g}"
+                f"the loss of this step, or its gradient, is not finite: try a learning rate smaller than "
+                f"{self.learning_rate:g}, or smaller inputs"
             )
         return loss
 
@@ -658,6 +687,7 @@ class Network:
     def _checked(self, X: Any, y: Any, sample_weight: Any) -> tuple[Engine, Rows]:
         """Engine and rows in the network's units; the input width is learnt if need be."""
         self._require_statistics()
+        X = self._encoded(X)
         rows = self._check_rows(X, y, sample_weight)
         return self._prepare(rows.X, None, X), self._network_units(rows)
 
@@ -814,14 +844,6 @@ def _check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
         if not isinstance(callback, Callback):
             raise TypeError(f"callbacks must be instances of Callback, got {callback!r}")
     return given
-
-
-def _as_given(source: Any, X: Array) -> Array:
-    """The source as an array, in its own precision, or X if it is not one of numbers in this shape."""
-    if source is X or not hasattr(source, "__array__"):
-        return X
-    array = np.asarray(source)
-    return array if array.dtype.kind in "fiu" and array.shape == X.shape else X
 
 
 def _transform_config(mode: str, transform: Transform | None) -> dict[str, Any]:

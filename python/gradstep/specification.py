@@ -99,10 +99,17 @@ class Specification:
             loss=self.loss.name,
             optimizer=self.optimizer.name,
             loss_options=self.loss.options,
-            optimizer_options=self.optimizer.options,
+            optimizer_options=self._optimizer_options(),
             l2=self.l2,
             dtype=self.dtype,
         )
+
+    def _optimizer_options(self) -> dict[str, float]:
+        """The optimizer's, with an epsilon that the dtype holds: 0 would divide what has no gradient by 0."""
+        options = dict(self.optimizer.options)
+        if "epsilon" in options:
+            options["epsilon"] = max(options["epsilon"], float(np.finfo(self.dtype).tiny))
+        return options
 
     def initial_parameters(self, plan: Plan) -> Iterator[Parameters]:
         """Weights and biases before training, the same for every backend, layer by layer to save memory."""

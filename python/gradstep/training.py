@@ -67,8 +67,8 @@ class Job:
     """A sentence to show before the first epoch."""
 
 
-def train(network: Network, engine: Engine, job: Job) -> History:
-    """Run the epochs of a job.
+class Training:
+    """One call of `fit`.
 
     Parameters
     ----------
@@ -77,23 +77,8 @@ def train(network: Network, engine: Engine, job: Job) -> History:
     engine
         Its engine.
     job
-        What to do.
-
-    Returns
-    -------
-    History
-        Also where training was stopped by a callback or Ctrl-C.
-
-    Raises
-    ------
-    DivergenceError
-        If a loss or parameter became NaN or infinite.
+        What to do. Its callbacks are told that it begins, and may refuse: nothing has changed yet.
     """
-    return _Loop(network, engine, job).run()
-
-
-class _Loop:
-    """State of one call of `fit`."""
 
     def __init__(self, network: Network, engine: Engine, job: Job) -> None:
         self.network = network
@@ -102,10 +87,25 @@ class _Loop:
         self.history = History(first_epoch=network.epochs_trained + 1)
         self.each_epoch = bool(job.callbacks) or job.validate is not None
         self.restored = True
+        with contextlib.ExitStack() as begun:
+            for callback in job.callbacks:
+                callback.on_fit_begin(self._state())
+                begun.callback(callback.on_fit_end, self._state())
+            begun.pop_all()
 
     def run(self) -> History:
-        for callback in self.job.callbacks:  # they may refuse: nothing has changed yet
-            callback.on_fit_begin(self._state())
+        """Run the epochs.
+
+        Returns
+        -------
+        History
+            Also where training was stopped by a callback or Ctrl-C.
+
+        Raises
+        ------
+        DivergenceError
+            If a loss or parameter became NaN or infinite.
+        """
         self.network.history = self.history
         self.progress: Progress = start_progress(self.job.verbose, self.job.epochs)
         start = time.perf_counter()
@@ -208,6 +208,8 @@ class _Loop:
     def _divergence(self) -> str:
         rate = self.network.learning_rate
         kept = "last good" if self.restored else "last finite"
+        if not all(np.isfinite(values).all() for values in self.network.parameters().values()):
+            kept = "last"
         return (
             f"training diverged in epoch {self.network.epochs_trained + 1} (a loss or parameter became "
             f"NaN or infinite); the network keeps its {kept} parameters: try a smaller learning rate, "

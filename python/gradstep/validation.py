@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+WEIGHT_RATIO = 1e-30
+"""Smallest sample weight beside the largest: float32 holds both and their sums."""
+
 BLOCK_ELEMENTS = 8192
 """Numbers checked at a time: they stay in the cache, and no BLAS uses threads for so few."""
 
@@ -109,7 +112,7 @@ def numeric_array(argument: str, values: Any, dtype: str | None = None) -> Array
     ValueError
         If they are ragged, empty, masked, NaN or infinite.
     """
-    array = _as_numbers(argument, values)
+    array = as_numbers(argument, values)
     if array.size == 0:
         raise ValueError(f"{argument} is empty: its shape is {array.shape}")
     if dtype is None:
@@ -124,7 +127,8 @@ def numeric_array(argument: str, values: Any, dtype: str | None = None) -> Array
     return converted
 
 
-def _as_numbers(argument: str, values: Any) -> Array:
+def as_numbers(argument: str, values: Any) -> Array:
+    """Anything numpy can view as an array of real numbers, in the precision in which it was given."""
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
         raise ValueError(f"{argument} has masked values, which training cannot skip")
     try:
@@ -221,7 +225,7 @@ def check_inputs(X: Any, dtype: str, n_in: int | None, argument: str = "X") -> A
         If X is not finite, has no rows, is not two-dimensional or has another width than n_in.
     """
     if type(X) is not np.ndarray or X.dtype != dtype:
-        X = _as_numbers(argument, X)
+        X = as_numbers(argument, X)
     if X.ndim != 2:
         hint = f"; use {argument}.reshape(-1, 1) if it is one column" if X.ndim == 1 else ""
         raise ValueError(f"{argument} must have two dimensions (rows, columns), got shape {X.shape}{hint}")
@@ -244,7 +248,7 @@ def check_values(y: Any, dtype: str, n: int, n_out: int, argument: str = "y") ->
     ValueError
         If y is not finite, or its length or width does not match.
     """
-    array = _as_numbers(argument, y)
+    array = as_numbers(argument, y)
     _check_length(argument, array, n)
     if array.ndim == 1 and n_out == 1:
         array = array.reshape(n, 1)
@@ -279,7 +283,7 @@ def check_labels(y: Any, dtype: str, n: int, n_out: int, argument: str = "y") ->
         If a label is no integer or out of range, a row is not one-hot, or the length does not match.
     """
     try:
-        array = _as_numbers(argument, y)
+        array = as_numbers(argument, y)
     except TypeError as error:
         hint = "number the classes with names, y = np.unique(y, return_inverse=True)"
         raise TypeError(f"{error}: {hint}") from None
@@ -345,7 +349,7 @@ def check_weight(weight: Any, dtype: str, n: int, argument: str = "sample_weight
     """
     if weight is None:
         return None
-    array = _as_numbers(argument, weight)
+    array = as_numbers(argument, weight)
     if array.ndim != 1:
         raise ValueError(f"{argument} must have shape ({n},), got {array.shape}")
     _check_length(argument, array, n)
@@ -355,6 +359,11 @@ def check_weight(weight: Any, dtype: str, n: int, argument: str = "sample_weight
         raise ValueError(f"{argument} must not be negative, but {cell}")
     if not array.any():
         raise ValueError(f"{argument} must not be all zero")
+    if array[array > 0].min() < WEIGHT_RATIO * array.max():
+        cell = _cell(argument, array, int(np.argmin(np.where(array > 0, array, np.inf))))
+        raise ValueError(
+            f"{argument} must be 0 or at least {WEIGHT_RATIO:g} times its largest value, but {cell}"
+        )
     return numeric_array(argument, _scaled_to_sum(array), dtype)
 
 

@@ -87,7 +87,8 @@ class TrainResult:
     """After divergence: parameters and optimizer state are those of the end of the last good epoch. False
     where a backend keeps no copy of them: they are the last finite ones then, of the last step."""
     raised: BaseException | None = None
-    """What a signal handler raised in the middle, but for Ctrl-C's: training stopped after a whole batch."""
+    """What a signal handler raised in the middle, but for Ctrl-C's: training stopped after a whole batch.
+    Of the compiled backend only; the others let it through, and lose that call's epochs."""
 
 
 @dataclass(frozen=True)
@@ -183,9 +184,9 @@ class Engine(ABC):
     def step(self, X: Array, y: Array, weight: Array | None, learning_rate: float) -> float:
         """One forward, backward and update on all rows given; returns the loss before the update.
 
-        A loss that is not finite is returned, and changes nothing.
+        A loss that is not finite is returned, and changes nothing. NaN is returned where a finite loss has a
+        gradient that overflows; a large network may have done a part of the update then.
         """
-
 
     def profile(
         self, X: Array, y: Array, *, epochs: int, batch_size: int, learning_rate: float

@@ -112,7 +112,7 @@ class CppEngine(Engine):
 
     def profile(
         self, X: Array, y: Array, *, epochs: int, batch_size: int, learning_rate: float
-    ) -> dict[str, float]:
+    ) -> dict[str, float] | None:
         """Train, and tell which share of the threads' time each phase of the steps took."""
         rates = np.full(epochs, learning_rate, dtype=np.float64)
         shares: dict[str, float] = self._core.profile_train(X, y, epochs, batch_size, rates)
