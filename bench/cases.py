@@ -104,7 +104,22 @@ CASES = {
         Case("4096x3", (4096,) * 4, "relu", "mse", 1_024, 512, 1e-4),
     )
 }
-"""Every case of the published comparison, by name, smallest first."""
+"""The cases of the comparison in the README, by name, smallest first."""
+
+MORE = {
+    case.name: case
+    for case in (
+        Case("17-64-64-6 by 1", (17, 64, 64, 6), "tanh", "mse", 640, 1, 1e-4),
+        Case("17-64-64-6 by 7", (17, 64, 64, 6), "tanh", "mse", 1_400, 7, 1e-3),
+        Case("17-64-64-6 by 32", (17, 64, 64, 6), "tanh", "mse", 3_200, 32, 1e-3),
+        Case("17-64-64-6 partial", (17, 64, 64, 6), "tanh", "mse", 1_000, 64, 1e-3),
+        Case("17-33-65-3", (17, 33, 65, 3), "tanh", "cross_entropy", 6_400, 64, 1e-3),
+        Case("64x5", (64,) * 6, "relu", "mse", 8_192, 8_192, 1e-3),
+        Case("10000-64-1", (10_000, 64, 1), "relu", "mse", 1_280, 128, 1e-4),
+        Case("1-64-10000", (1, 64, 10_000), "relu", "mse", 1_280, 128, 1e-3),
+    )
+}
+"""Single rows, odd batches and widths, a last batch of 40 instead of 64, one side much the wider."""
 
 LARGE = ("1024x4", "4096x3")
 """Cases that a quick run leaves out."""

@@ -37,6 +37,8 @@ BUDGET_SECONDS = 40.0
 PAUSE_SECONDS = 0.05
 """Between samples, so that the spinning threads of one contender do not run into the next."""
 
+ALL_CASES = {**cases.CASES, **cases.MORE}
+
 console = Console(stderr=True)
 
 
@@ -174,7 +176,11 @@ def machine() -> dict[str, Any]:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Time training steps of gradstep and its peers.")
-    parser.add_argument("--cases", help=f"comma-separated, of {', '.join(cases.CASES)} (default: all)")
+    parser.add_argument(
+        "--cases",
+        help=f"comma-separated, of {', '.join(ALL_CASES)}; 'more' for those from "
+        f"{next(iter(cases.MORE))} on (default: those before)",
+    )
     parser.add_argument(
         "--contenders",
         help=f"comma-separated, of {', '.join(CONTENDERS)} (default: all but numpy-avx512)",
@@ -187,8 +193,10 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.repeats, arguments.seconds = 3, 0.1
+    if arguments.cases == "more":
+        arguments.cases = ",".join(cases.MORE)
     for kind, given, known in (
-        ("case", arguments.cases, tuple(cases.CASES)),
+        ("case", arguments.cases, tuple(ALL_CASES)),
         ("contender", arguments.contenders, tuple(CONTENDERS)),
     ):
         for name in (given or "").split(","):
@@ -200,7 +208,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     default_cases = [name for name in cases.CASES if not (arguments.quick and name in cases.LARGE)]
-    chosen_cases = [cases.CASES[name] for name in (arguments.cases or ",".join(default_cases)).split(",")]
+    chosen_cases = [ALL_CASES[name] for name in (arguments.cases or ",".join(default_cases)).split(",")]
     contenders = list(chosen_contenders(arguments.contenders and arguments.contenders.split(",")))
     threads = sorted({int(count) for count in (arguments.threads or f"1,{usable_cores()}").split(",")})
     settings = Settings(arguments.repeats, arguments.seconds, tuple(threads))
