@@ -2,7 +2,8 @@
 
 python bench/publish.py bench/results/run.json
 
-Replaces what stands between the markers ``<!-- steps -->`` and ``<!-- /steps -->``; needs matplotlib.
+Replaces what stands between the markers ``<!-- steps -->`` and ``<!-- /steps -->``, or ``more`` for a run of
+the further cases; needs matplotlib.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
+from cases import MORE
 from contenders import CONTENDERS
 from report import Run, best, best_peer, gflops, percent_of_peak
 
@@ -64,7 +66,15 @@ def table(run: Run) -> str:
 
 
 def origin(run: Run) -> str:
-    """One sentence: where and with what the figures were measured."""
+    """One sentence: what the figures are, and where they come from."""
+    return (
+        "Microseconds a training step (shuffled gather, forward, loss, backward, Adam; float32), each "
+        f"contender with its better of 1 and all threads. {measured(run)}"
+    )
+
+
+def measured(run: Run) -> str:
+    """One sentence: when, where and with what versions."""
     machine, versions = run["machine"], run["versions"]
     packages = sorted(
         {
@@ -75,10 +85,8 @@ def origin(run: Run) -> str:
         }
     )
     return (
-        "Microseconds a training step (shuffled gather, forward, loss, backward, Adam; float32), each "
-        f"contender with its better of 1 and all threads. Measured {machine['date'][:10]} on "
-        f"{machine['processor']}, "
-        f"{machine['cores']} cores, {machine['system']}: {', '.join(packages)}."
+        f"Measured {machine['date'][:10]} on {machine['processor']}, {machine['cores']} cores, "
+        f"{machine['system']}: {', '.join(packages)}."
     )
 
 
@@ -111,13 +119,13 @@ def plot(run: Run) -> None:
     figure.savefig(IMAGE, dpi=110, metadata={"Software": None})
 
 
-def replace(page: str, text: str) -> None:
-    """Put text between the page's markers."""
+def replace(page: str, text: str, name: str) -> None:
+    """Put text between the page's markers of that name."""
     path = ROOT / page
     old = path.read_text(encoding="utf-8")
-    marked = re.compile(r"(<!-- steps -->\n).*?(<!-- /steps -->)", re.DOTALL)
+    marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
     if not marked.search(old):
-        raise SystemExit(f"{page} has no markers <!-- steps --> and <!-- /steps -->")
+        raise SystemExit(f"{page} has no markers <!-- {name} --> and <!-- /{name} -->")
     path.write_text(marked.sub(lambda m: f"{m[1]}{text}\n{m[2]}", old), encoding="utf-8")
 
 
@@ -126,9 +134,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="JSON that run.py wrote")
     run: Run = json.loads(parser.parse_args().run.read_text(encoding="utf-8"))
+    if any(case in MORE for case in run["cases"]):
+        replace("docs/performance.md", f"{table(run)}\n\n{measured(run)}", "more")
+        return
     plot(run)
     for page in ("README.md", "docs/performance.md"):
-        replace(page, f"{table(run)}\n\n{origin(run)}")
+        replace(page, f"{table(run)}\n\n{origin(run)}", "steps")
 
 
 if __name__ == "__main__":
