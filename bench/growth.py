@@ -178,8 +178,8 @@ def fine_sentences(run: Run) -> str:
     slower = ", ".join(f"{w} ({many[w] / one[w]:.2f})" for w in one if many[w] > 1.03 * one[w]) or "none"
     return (
         f"10-w-w-10, w = {FINE_WIDTHS[0]} to {FINE_WIDTHS[-1]} in steps of 2, batch 128. Widths whose step "
-        f"takes over 1.2 times what the width before suggests: {listed}. Widths at which {threads[-1]} threads "
-        f"take over 1.03 times the time of one: {slower}."
+        f"takes over 1.2 times what the width before suggests: {listed}. Widths at which {threads[-1]} "
+        f"threads take over 1.03 times the time of one: {slower}."
     )
 
 

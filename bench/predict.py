@@ -2,10 +2,10 @@
 
     python bench/predict.py
 
-One row through 17-64-64-6 as a user would ask each library for it; 100,000 rows through networks 256 wide and
-wider; `Network.step` beside the same step inside `fit`. The fastest of several rounds counts: these are single
-calls of a few microseconds. All outputs are compared before anything is timed. Needs scikit-learn, torch, onnx
-and onnxruntime; a library that is not installed is left out.
+One row through 17-64-64-6 as a user would ask each library for it; 100,000 rows through networks 256 wide
+and wider; `Network.step` beside the same step inside `fit`. The fastest of several rounds counts: these are
+single calls of a few microseconds. All outputs are compared before anything is timed. Needs scikit-learn,
+torch, onnx and onnxruntime; a library that is not installed is left out.
 """
 
 from __future__ import annotations
