@@ -35,6 +35,7 @@ COMPARED = ("gradstep-cpp", "jax", "pytorch", "scikit-learn", "numpy")
 WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096, 8192)
 FINE_WIDTHS = range(32, 257, 2)
+WIDE = 1024
 REPEATS, SECONDS = 3, 0.1
 
 
@@ -56,9 +57,9 @@ def fine_case(width: int) -> Case:
 
 
 def compare(chosen: list[Case], contenders: list[Contender], run: Run) -> None:
-    """Every contender with 1 and all threads."""
-    threads = tuple(sorted({1, usable_cores()}))
+    """Every contender with 1 and all threads; wide networks, which are never faster with 1, with all."""
     for case in chosen:
+        threads = tuple(sorted({usable_cores(), 1 if max(case.widths) < WIDE else usable_cores()}))
         run["cases"][case.name] = {**case.to_json(), "flops_per_step": case.flops_per_step}
         run["peaks"][case.name] = measure_peaks(threads, case.dtype)
         pairs = [(contender, count) for contender in contenders for count in threads]

@@ -68,7 +68,7 @@ def scikit_learn(network: gs.Network) -> Predict:
 
     layers = layers_of(network)
     n_in, n_out = layers[0][0].shape[0], layers[-1][0].shape[1]
-    model = MLPRegressor([len(b) for _, b in layers[:-1]], activation="tanh", max_iter=1)
+    model = MLPRegressor(hidden_layer_sizes=[len(b) for _, b in layers[:-1]], activation="tanh", max_iter=1)
     rng = np.random.default_rng(0)
     few = rng.standard_normal((4, n_in)).astype(np.float32)
     model.partial_fit(few, rng.standard_normal((4, n_out)))

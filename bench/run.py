@@ -15,7 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +185,7 @@ def parse_arguments() -> argparse.Namespace:
         "--contenders",
         help=f"comma-separated, of {', '.join(CONTENDERS)} (default: all but numpy-avx512)",
     )
+    parser.add_argument("--dtype", choices=tuple(TOLERANCE), help="instead of the cases' own")
     parser.add_argument("--threads", help="comma-separated thread counts (default: 1 and all cores)")
     parser.add_argument("--repeats", type=int, default=7, help="samples of each, median taken (%(default)s)")
     parser.add_argument("--seconds", type=float, default=0.3, help="duration of a sample (%(default)s)")
@@ -209,6 +210,8 @@ def main() -> int:
     arguments = parse_arguments()
     default_cases = [name for name in cases.CASES if not (arguments.quick and name in cases.LARGE)]
     chosen_cases = [ALL_CASES[name] for name in (arguments.cases or ",".join(default_cases)).split(",")]
+    if arguments.dtype:
+        chosen_cases = [replace(case, dtype=arguments.dtype) for case in chosen_cases]
     contenders = list(chosen_contenders(arguments.contenders and arguments.contenders.split(",")))
     threads = sorted({int(count) for count in (arguments.threads or f"1,{usable_cores()}").split(",")})
     settings = Settings(arguments.repeats, arguments.seconds, tuple(threads))

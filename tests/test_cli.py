@@ -19,6 +19,7 @@ from gradstep import io  # noqa: E402
 from gradstep.commands import bench  # noqa: E402
 from gradstep.commands.app import app  # noqa: E402
 from gradstep.commands.problem import Choices, make_problem  # noqa: E402
+from conftest import BACKENDS  # noqa: E402
 from gradstep.data import DataSet  # noqa: E402
 
 ENVIRONMENT = {"COLUMNS": "160", "TERMINAL_WIDTH": "160", "NO_COLOR": "1", "TERM": "dumb"}
@@ -320,6 +321,23 @@ def test_bench_measures_every_backend_asked_for(monkeypatch):
     assert case == "1-1 identity, batch 100"
     assert float(step) > 0
     assert float(speed) >= 0
+
+
+@pytest.mark.skipif("cpp" not in BACKENDS, reason="the compiled core is not installed")
+def test_bench_shows_what_the_time_of_a_step_goes_to(monkeypatch):
+    monkeypatch.setattr(bench, "CASES", bench.CASES[2:4])
+    output = succeed("bench", "--profile", "--seconds", 0.02)
+    head, *rows = output.splitlines()[-3:]
+    assert head.split()[1:] == ["us/step", "gather", "forward", "loss", "dX", "dW", "update", "waiting"]
+    for row in rows:
+        shares = [int(cell[:-1]) for cell in re.split(r"  +", row)[2:]]
+        assert sum(shares) == pytest.approx(100, abs=4)
+        assert shares[1] > 5
+
+
+@pytest.mark.skipif("cpp" in BACKENDS, reason="the compiled core is installed")
+def test_a_profile_without_the_compiled_core_is_one_sentence():
+    assert "cpp" in fail("bench", "--profile")
 
 
 def test_operations_of_a_bench_case():

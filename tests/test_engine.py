@@ -172,6 +172,27 @@ def test_a_batch_beyond_one_pass_gives_the_references_step():
     np.testing.assert_allclose(results[0].losses, results[1].losses, rtol=1e-11)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_profile_shares_out_the_time_of_the_same_training(name, threads):
+    widths, n, batch_size = NETWORKS[name]
+    plan = make_plan(widths, "tanh", "mse", "adam")
+    X, y, _ = make_data(plan, n)
+    engine, plain = (make_engine(BACKENDS["cpp"], plan) for _ in range(2))
+    _core.set_num_threads(threads)
+    try:
+        shares = engine.profile(X, y, epochs=3, batch_size=batch_size, learning_rate=0.01)
+    finally:
+        _core.set_num_threads(0)
+    assert list(shares) == ["gather", "forward", "loss", "dX", "dW", "update", "waiting"]
+    assert sum(shares.values()) == pytest.approx(1, abs=0.02)
+    assert all(shares[phase] > 0 for phase in ("gather", "forward", "loss", "dX", "dW", "update"))
+    rates = np.full(3, 0.01)
+    plain.train(X, y, None, epochs=3, batch_size=batch_size, learning_rates=rates, seed=0, first_epoch=0)
+    for key, value in plain.parameters().items():
+        np.testing.assert_array_equal(engine.parameters()[key], value, err_msg=key)
+
+
 def test_predictions_do_not_depend_on_the_other_rows():
     plan = make_plan((17, 33, 65, 3), "relu", "cross_entropy")
     X, _, _ = make_data(plan, 300)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cases import SHUFFLE_SEED, Array, Case, Weights
 from contenders.base import Contender, Session
+
+if TYPE_CHECKING:
+    import gradstep as gs
 
 
 class GradstepSession(Session):
@@ -22,13 +26,13 @@ class GradstepSession(Session):
         self.gradstep = gradstep
         self.case, self.weights, self.backend = case, weights, backend
         self.X, self.y = data
+        self.network = self._network()
         self.reset()
 
-    def reset(self) -> None:
-        """Build a new network with the initial weights."""
+    def _network(self) -> gs.Network:
         gs, case = self.gradstep, self.case
         hidden = [gs.Dense(n_out, case.activation) for _, n_out in case.layers[:-1]]
-        self.network = gs.Network(
+        return gs.Network(
             [gs.Input(case.widths[0]), *hidden, gs.Dense(case.widths[-1])],
             loss=case.loss,
             optimizer=gs.Adam(case.learning_rate),
@@ -36,9 +40,15 @@ class GradstepSession(Session):
             backend=self.backend,
             dtype=case.dtype,
         )
+
+    def reset(self) -> None:
+        """Back to the initial weights, fresh moments and the first epoch's order; memory stays."""
         names = self.network.parameters()
         arrays = [array for pair in self.weights for array in pair]
         self.network.set_parameters(dict(zip(names, arrays, strict=True)))
+        state = self.network.optimizer_state()
+        self.network.set_optimizer_state({name: np.zeros_like(value) for name, value in state.items()})
+        self.network.epochs_trained = 0
 
     def run(self, epochs: int, orders: Array | None = None) -> float:
         """Call `Network.fit`, which shuffles by itself; given orders must be those of its seed."""
