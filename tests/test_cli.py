@@ -15,11 +15,11 @@ pl = pytest.importorskip("polars")
 pytest.importorskip("sklearn")
 
 import gradstep as gs  # noqa: E402
+from conftest import BACKENDS  # noqa: E402
 from gradstep import io  # noqa: E402
 from gradstep.commands import bench  # noqa: E402
 from gradstep.commands.app import app  # noqa: E402
 from gradstep.commands.problem import Choices, make_problem  # noqa: E402
-from conftest import BACKENDS  # noqa: E402
 from gradstep.data import DataSet  # noqa: E402
 
 ENVIRONMENT = {"COLUMNS": "160", "TERMINAL_WIDTH": "160", "NO_COLOR": "1", "TERM": "dumb"}
