@@ -113,7 +113,8 @@ def per_sample(run: Run, case: str, contender: str) -> float | None:
 
 def table(run: Run, kind: str) -> str:
     """Markdown: microseconds a sample, one row a width or batch."""
-    lines = [f"| {kind} | " + " | ".join((*COMPARED, "roofline")) + " |", "|---" + "|---:" * 6 + "|"]
+    columns = (kind, *COMPARED, "roofline")
+    lines = ["| " + " | ".join(columns) + " |", "|---" + "|---:" * (len(columns) - 1) + "|"]
     for name, facts in run["cases"].items():
         if not name.startswith(f"{kind} "):
             continue

@@ -17,7 +17,7 @@ Weights = NDArray[np.float64]
 Sampler: TypeAlias = "Callable[[np.random.Generator, int], Weights]"
 """So many values from a generator."""
 
-BLOCK = 1 << 16
+BLOCK = 1 << 14
 """Values that are drawn at a time, so that float64 copies of large layers never exist."""
 
 

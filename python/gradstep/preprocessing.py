@@ -13,7 +13,7 @@ from gradstep.names import check_name
 
 Array = NDArray[Any]
 
-BLOCK_ELEMENTS = 1 << 16
+BLOCK_ELEMENTS = 1 << 14
 """Numbers converted to float64 at a time: a file larger than memory is read block by block."""
 
 
