@@ -11,7 +11,7 @@ namespace gradstep {
 namespace {
 
 // Larger networks keep no checkpoint, which would double their memory and cost them a pass over all of it: their
-// updates are guarded, so that nothing becomes NaN or infinite.
+// updates are guarded against gradients that are not finite.
 constexpr std::size_t kMostRemembered = std::size_t{8} << 20;
 
 // A checkpoint is taken at the end of the first epoch after so many steps.

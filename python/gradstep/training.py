@@ -33,7 +33,8 @@ class DivergenceError(FloatingPointError, RuntimeError):
     """A loss or parameter became NaN or infinite; the network keeps its last good parameters.
 
     These are those of the end of the last good epoch; networks above 8 MB of parameters and optimizer state
-    keep those before the step that failed instead, for memory's sake. `EarlyStopping` has set the best ones.
+    keep those of the last step instead, for memory's sake: without the update that failed, or with a part of
+    it. `EarlyStopping` has set the best ones.
     """
 
 
