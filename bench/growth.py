@@ -79,7 +79,8 @@ def sweep_fine(run: Run) -> None:
             expected = expected_loss(case)
             for worker in (first, last):
                 result = prepare(worker, case, expected, SECONDS / 5)
-                result.samples += [worker.ask("sample") for _ in range(2 * REPEATS)]
+                if result.error is None:
+                    result.samples += [worker.ask("sample") for _ in range(2 * REPEATS)]
                 run["results"].append({**vars(result), "microseconds": result.microseconds})
 
 

@@ -273,8 +273,8 @@ std::size_t Engine<T>::state_size() const {
     return net_->parameters().total * (1 + static_cast<std::size_t>(optimizer().states));
 }
 
-// Copies parameters and states, unless one of them is not finite: then nothing. After guarded steps the states are
-// known to be finite.
+// Copies parameters and states, unless one of them is not finite: then nothing. After guarded steps only
+// the parameters are looked at: a pass over the states of a large network is felt.
 template <class T>
 bool Engine<T>::remember(bool after_guarded_steps) {
     const std::size_t in_doubt = after_guarded_steps ? net_->parameters().total : state_size();

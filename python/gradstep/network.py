@@ -647,7 +647,7 @@ class Network:
             If an argument is not as `fit` needs it; nothing has changed then.
         DivergenceError
             If the loss is NaN or infinite; nothing has changed then. Or if its gradient overflows: in a large
-            network the update may have been done in part, and parameters stay finite.
+            network the update may have been done in part.
         """
         engine = self._fast_engine
         if (
