@@ -67,6 +67,8 @@ def make_data(plan: Plan, rows: int, seed: int = 1) -> Data:
         y = rng.integers(0, plan.n_out, size=rows).astype(np.int32)
     elif plan.loss == "binary_cross_entropy":
         y = np.round(rng.uniform(-0.2, 1.2, size=(rows, plan.n_out)).clip(0, 1), 2).astype(plan.dtype)
+    elif plan.loss == "poisson":
+        y = rng.poisson(1.5, size=(rows, plan.n_out)).astype(plan.dtype)
     else:
         y = (1.5 * rng.normal(size=(rows, plan.n_out))).astype(plan.dtype)
     weight = (rng.integers(0, 4, size=rows) / 2).astype(plan.dtype)

@@ -120,9 +120,18 @@ def _sample_loss(name: str, p: Array, y: Any, options: Mapping[str, float]) -> _
         signs = [(a > b) * 1.0 - (a < b) * 1.0 for a, b in zip(p, y, strict=True)]
         return _SampleLoss(sum(abs(a - b) for a, b in zip(p, y, strict=True)) / k, [s / k for s in signs])
     if name == "huber":
-        delta = options.get("delta", 1.0)
-        parts = [_huber(float(a - b), delta) for a, b in zip(p, y, strict=True)]
+        deltas = np.broadcast_to(options.get("delta", 1.0), k)
+        parts = [_huber(float(a - b), float(delta)) for a, b, delta in zip(p, y, deltas, strict=True)]
         return _SampleLoss(sum(value for value, _ in parts) / k, [slope / k for _, slope in parts])
+    if name == "quantile":
+        quantiles = np.broadcast_to(options.get("quantile", 0.5), k)
+        parts = [_pinball(float(a - b), float(q)) for a, b, q in zip(p, y, quantiles, strict=True)]
+        return _SampleLoss(sum(value for value, _ in parts) / k, [slope / k for _, slope in parts])
+    if name == "poisson":
+        value = sum(
+            math.exp(z) - t * z + (t * math.log(t) - t if t else 0) for z, t in zip(p, y, strict=True)
+        )
+        return _SampleLoss(value, [math.exp(z) - t for z, t in zip(p, y, strict=True)])
     if name == "binary_cross_entropy":
         value = sum(t * _softplus(-z) + (1 - t) * _softplus(z) for z, t in zip(p, y, strict=True))
         return _SampleLoss(value, [_sigmoid(z) - t for z, t in zip(p, y, strict=True)])
@@ -136,6 +145,11 @@ def _huber(d: float, delta: float) -> tuple[float, float]:
     if abs(d) <= delta:
         return 0.5 * d * d, d
     return delta * (abs(d) - 0.5 * delta), math.copysign(delta, d)
+
+
+def _pinball(d: float, quantile: float) -> tuple[float, float]:
+    slope = 1 - quantile if d > 0 else -quantile if d < 0 else 0.0
+    return d * slope, slope
 
 
 # --------------------------------------------------------------------------------------------------
@@ -231,7 +245,8 @@ def optimizer_change(
         m = sum((1 - b1) * b1 ** (t - 1 - i) * g for i, g in enumerate(gradients)) / (1 - b1**t)
         v = sum((1 - b2) * b2 ** (t - 1 - i) * g**2 for i, g in enumerate(gradients)) / (1 - b2**t)
         decay = lr * options["weight_decay"] if name == "adamw" and is_weight else 0.0
-        return theta - decay * theta - lr * m / (np.sqrt(v) + options["epsilon"])
+        epsilon = options["epsilon"] / (math.sqrt(1 - b2**t) if options.get("epsilon_hat") else 1.0)
+        return theta - decay * theta - lr * m / (np.sqrt(v) + epsilon)
     raise KeyError(name)
 
 

@@ -1,4 +1,5 @@
 import _thread
+import dataclasses
 import inspect
 import itertools
 import signal
@@ -132,6 +133,8 @@ def test_predict_applies_the_link(backend, loss, dtype):
         z = 1 / (1 + np.exp(-z))
     elif loss == "cross_entropy":
         z = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    elif loss == "poisson":
+        z = np.exp(z)
     np.testing.assert_allclose(out, z, rtol=2e-5, atol=2e-6)
 
 
@@ -225,6 +228,55 @@ def test_step_follows_the_optimizers_definition(backend, optimizer):
                 optimizer, before[name], past[name], lr, plan.optimizer_options, name.endswith(".W")
             )
             np.testing.assert_allclose(theta, expected, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_epsilon_hat_is_added_before_the_correction(backend, dtype):
+    options = {"beta1": 0.9, "beta2": 0.99, "epsilon": 0.1, "epsilon_hat": 1.0}
+    plan = make_plan((3, 4, 2), optimizer="adam", dtype=dtype, optimizer_options=options)
+    data = make_data(plan, 12)
+    engine = make_engine(backend, plan)
+    past = {name: [] for name in plan.parameter_shapes()}
+    for _ in range(3):
+        before = engine.parameters()
+        _, gradients, _ = engine.loss_and_gradients(data.X, data.y, None)
+        engine.step(data.X, data.y, None, 0.03)
+        for name, theta in engine.parameters().items():
+            past[name].append(gradients[name])
+            expected = oracles.optimizer_change("adam", before[name], past[name], 0.03, options, False)
+            np.testing.assert_allclose(theta, expected, rtol=1e-11 if dtype == "float64" else 2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("widths", [(3, 4, 2), (3, 40, 2), (3, 200, 300, 2)], ids=str)
+def test_l2_per_batch_is_divided_by_the_batch_weight(backend, widths, weighted):
+    plain = make_plan(widths, optimizer="sgd", dtype="float64", l2=0.05)
+    shared = dataclasses.replace(plain, l2=0.05 * 12, l2_per_batch=True)
+    data = make_data(plain, 12)
+    weight = data.weight * (12 / data.weight.sum()) if weighted else None
+    engines = [make_engine(backend, plan) for plan in (plain, shared)]
+    first, second = (engine.loss_and_gradients(data.X, data.y, weight) for engine in engines)
+    assert first[0] == pytest.approx(second[0], rel=1e-14)
+    for engine in engines:
+        train(engine, data, 2, weight=weight, batch_size=12)
+    for name, value in engines[0].parameters().items():
+        np.testing.assert_allclose(first[1][name], second[1][name], rtol=1e-13, atol=1e-15)
+        np.testing.assert_allclose(engines[1].parameters()[name], value, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("batch_size", [7, 40])
+@pytest.mark.parametrize("widths", [(3, 4, 2), (3, 40, 2), (3, 200, 300, 2)], ids=str)
+def test_an_order_says_which_rows_are_visited(backend, widths, batch_size):
+    plan = make_plan(widths, optimizer="adam", dtype="float64")
+    data = make_data(plan, 30)
+    order = np.random.default_rng(3).permutation(30)[:20].astype(np.int64)
+    chosen = Data(data.X[order], data.y[order], data.weight[order])
+    listed, plain = make_engine(backend, plan), make_engine(backend, plan)
+    result = train(listed, data, 2, weight=data.weight, batch_size=batch_size, order=order)
+    expected = train(plain, chosen, 2, weight=chosen.weight, batch_size=batch_size, shuffle=False)
+    np.testing.assert_array_equal(result.losses, expected.losses)
+    for name, value in plain.parameters().items():
+        np.testing.assert_array_equal(listed.parameters()[name], value)
 
 
 def test_sgd_without_momentum_is_gradient_descent(backend, dtype):

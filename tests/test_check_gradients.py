@@ -9,6 +9,7 @@ X = RNG.normal(size=(6, 4))
 TARGETS = {
     "values": RNG.normal(size=(6, 3)),
     "probabilities": RNG.random((6, 3)),
+    "counts": RNG.poisson(2.0, (6, 3)),
     "labels": RNG.integers(0, 3, 6),
 }
 

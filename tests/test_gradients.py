@@ -5,7 +5,7 @@ import oracles
 from gradstep.backends.numpy import ACTIVATIONS, LOSSES
 from networks import make_data, make_engine, make_oracle, make_parameters, make_plan
 
-REGRESSION = ("mse", "mae", "huber")
+REGRESSION = ("mse", "mae", "huber", "quantile")
 TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
 
 SHAPES = [(1, 1), (3, 1), (3, 5, 2), (17, 33, 9, 3)]
@@ -95,6 +95,14 @@ def test_gradients_pass_through_the_output_activation(backend, activation, loss)
 @pytest.mark.parametrize("delta", [0.1, 2.5])
 def test_huber_uses_its_delta(backend, delta, dtype):
     plan = make_plan((3, 4, 2), "tanh", "huber", dtype=dtype, loss_options={"delta": delta})
+    _check_against_oracle(backend, plan, rows=20, weighted=True)
+
+
+@pytest.mark.parametrize(
+    ("loss", "options"), [("huber", {"delta": (0.1, 2.5)}), ("quantile", {"quantile": (0.1, 0.9)})]
+)
+def test_each_output_has_its_own_option(backend, loss, options, dtype):
+    plan = make_plan((3, 4, 2), "tanh", loss, dtype=dtype, loss_options=options)
     _check_against_oracle(backend, plan, rows=20, weighted=True)
 
 

@@ -134,7 +134,7 @@ def test_the_list_of_layers_is_checked():
         check_layers([gs.Input(3)])
     with pytest.raises(ValueError, match=r"layers\[1\] is Input\(units=3\), but Input can only be the first"):
         check_layers([gs.Dense(2), gs.Input(3)])
-    with pytest.raises(TypeError, match=r"layers\[0\] must be Input or Dense, got 3"):
+    with pytest.raises(TypeError, match=r"layers\[0\] must be Input, Dense or Dropout, got 3"):
         check_layers([3])
     with pytest.raises(TypeError, match="layers must be a list of layers, got Dense"):
         check_layers(gs.Dense(3))

@@ -13,6 +13,7 @@ X = RNG.normal(size=(50, 3)).astype(np.float32)
 TARGETS = {
     "values": X[:, :2] * 2 + 1,
     "probabilities": (X[:, :2] > 0).astype(np.float32),
+    "counts": np.floor(np.abs(X[:, :2]) * 3),
     "labels": (X[:, 0] > 0).astype(np.int32),
 }
 

@@ -261,7 +261,7 @@ def test_memory_stays_close_to_the_result():
 @pytest.mark.parametrize(
     ("frame", "error", "words"),
     [
-        (np.zeros((2, 2)), TypeError, "pandas, polars or pyarrow table, got ndarray"),
+        (np.zeros((2, 2, 2)), TypeError, "a matrix of numbers, got ndarray"),
         (pl.LazyFrame({"x": [1]}), TypeError, "got LazyFrame: call its collect"),
         (pl.DataFrame({"x": []}), ValueError, r"rows and columns, got a table of shape \(0, 1\)"),
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), ValueError, "several columns of the same name"),

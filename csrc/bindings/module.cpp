@@ -27,18 +27,28 @@ using namespace gradstep;
 template <class T>
 using Matrix = py::array_t<T, py::array::c_style>;
 
-using LayerList = std::vector<std::tuple<int64_t, int64_t, std::string>>;
+// Sparse rows: starts (n + 1,), columns and values (stored,).
+template <class T>
+using CsrArrays = std::tuple<Matrix<int64_t>, Matrix<int32_t>, Matrix<T>>;
+
+using LayerList = std::vector<std::tuple<int64_t, int64_t, std::string, double>>;
 using Options = std::map<std::string, double>;
+using LossOptions = std::map<std::string, std::vector<double>>;
 
 struct Option {
     const char* name;
     double Plan::*value;
 };
 constexpr Option kOptimizerOptions[] = {
-    {"momentum", &Plan::momentum}, {"nesterov", &Plan::nesterov}, {"beta1", &Plan::beta1},
-    {"beta2", &Plan::beta2},       {"epsilon", &Plan::epsilon},   {"weight_decay", &Plan::weight_decay},
+    {"momentum", &Plan::momentum},
+    {"nesterov", &Plan::nesterov},
+    {"beta1", &Plan::beta1},
+    {"beta2", &Plan::beta2},
+    {"epsilon", &Plan::epsilon},
+    {"weight_decay", &Plan::weight_decay},
+    {"epsilon_hat", &Plan::epsilon_hat},
 };
-constexpr Option kLossOptions[] = {{"delta", &Plan::loss_option}};
+constexpr const char* kLossOptions[] = {"delta", "quantile"};  // of different losses, one an output
 
 template <int N>
 void set_options(Plan& plan, const Option (&known)[N], const Options& given) {
@@ -50,15 +60,31 @@ void set_options(Plan& plan, const Option (&known)[N], const Options& given) {
     }
 }
 
-// Layers as (n_in, n_out, activation); options by name, as in base.Plan.
-Plan make_plan(const LayerList& layers, const std::string& loss, const Options& loss_options,
-               const std::string& optimizer, const Options& optimizer_options, double l2) {
+void set_loss_option(Plan& plan, const LossOptions& given) {
+    const auto outputs = static_cast<std::size_t>(plan.n_out());
+    plan.loss_option.assign(outputs, 0);
+    for (const auto& [name, values] : given) {
+        if (std::find(std::begin(kLossOptions), std::end(kLossOptions), name) == std::end(kLossOptions))
+            throw std::invalid_argument("the compiled backend does not know the option '" + name + "'");
+        if (values.size() != 1 && values.size() != outputs)
+            throw std::invalid_argument("the option '" + name + "' must have one value, or one an output");
+        for (std::size_t o = 0; o < outputs; ++o) plan.loss_option[o] = values[values.size() == 1 ? 0 : o];
+    }
+}
+
+// Layers as (n_in, n_out, activation, dropout); options by name, as in base.Plan.
+Plan make_plan(const LayerList& layers, const std::string& loss, const LossOptions& loss_options,
+               const std::string& optimizer, const Options& optimizer_options, double l2, bool l2_per_batch,
+               uint64_t seed) {
     Plan plan;
-    for (const auto& [n_in, n_out, activation] : layers) plan.layers.push_back({n_in, n_out, activation});
+    for (const auto& [n_in, n_out, activation, dropout] : layers)
+        plan.layers.push_back({n_in, n_out, activation, dropout});
+    plan.seed = seed;
     plan.loss = loss;
     plan.optimizer = optimizer;
     plan.l2 = l2;
-    set_options(plan, kLossOptions, loss_options);
+    plan.l2_per_batch = l2_per_batch;
+    set_loss_option(plan, loss_options);
     set_options(plan, kOptimizerOptions, optimizer_options);
     return plan;
 }
@@ -99,9 +125,11 @@ private:
 template <class T>
 class PyEngine {
 public:
-    PyEngine(const LayerList& layers, const std::string& loss, const Options& loss_options,
-             const std::string& optimizer, const Options& optimizer_options, double l2)
-        : engine_(make_plan(layers, loss, loss_options, optimizer, optimizer_options, l2), kernels()) {}
+    PyEngine(const LayerList& layers, const std::string& loss, const LossOptions& loss_options,
+             const std::string& optimizer, const Options& optimizer_options, double l2, bool l2_per_batch,
+             uint64_t seed)
+        : engine_(make_plan(layers, loss, loss_options, optimizer, optimizer_options, l2, l2_per_batch, seed),
+                  kernels()) {}
 
     using Layers = std::vector<std::pair<Matrix<T>, Matrix<T>>>;
 
@@ -150,13 +178,15 @@ public:
         return loss;
     }
 
-    py::tuple loss_and_gradients(const Matrix<T>& X, const py::object& y, const std::optional<Matrix<T>>& weight,
+    template <class Rows>
+    py::tuple loss_and_gradients(const Rows& X, const py::object& y, const std::optional<Matrix<T>>& weight,
                                  bool input_gradient) {
         const Data<T> data = data_of(X, y, weight);
         Layers layers = empty_layers();
         const std::vector<T*> W = weights_of(layers), b = biases_of(layers);
         std::optional<Matrix<T>> dx;
-        if (input_gradient) dx.emplace(std::vector<py::ssize_t>{X.shape(0), X.shape(1)});
+        require(!input_gradient || data.x, "sparse rows have no input gradient");
+        if (input_gradient) dx.emplace(std::vector<py::ssize_t>{data.n, engine_.plan().n_in()});
         T* to = dx ? dx->mutable_data() : nullptr;
         double loss = 0;
         {
@@ -166,17 +196,20 @@ public:
         return py::make_tuple(loss, layers, dx);
     }
 
-    double step(const Matrix<T>& X, const py::object& y, const std::optional<Matrix<T>>& weight, double learning_rate) {
+    template <class Rows>
+    double step(const Rows& X, const py::object& y, const std::optional<Matrix<T>>& weight, double learning_rate) {
         const Data<T> data = data_of(X, y, weight);
         const Busy busy(*this);
         return engine_.step(data, learning_rate);
     }
 
-    py::tuple train(const Matrix<T>& X, const py::object& y, const std::optional<Matrix<T>>& weight, int64_t epochs,
+    template <class Rows>
+    py::tuple train(const Rows& X, const py::object& y, const std::optional<Matrix<T>>& weight, int64_t epochs,
                     int64_t batch_size, const Matrix<double>& learning_rates, uint64_t seed, uint32_t first_epoch,
-                    bool shuffle) {
+                    bool shuffle, const std::optional<Matrix<int64_t>>& order) {
         const Data<T> data = data_of(X, y, weight);
-        const TrainOptions options = options_of(epochs, batch_size, learning_rates, seed, first_epoch, shuffle);
+        TrainOptions options = options_of(epochs, batch_size, learning_rates, seed, first_epoch, shuffle);
+        if (order) set_order(options, *order, data.n);
         Signals signals;
         TrainResult result;
         {
@@ -188,6 +221,8 @@ public:
         result.interrupted = signals.check()() || result.interrupted;
         return py::make_tuple(losses, result.interrupted, result.diverged, result.restored, signals.unusual());
     }
+
+    bool takes_sparse() const { return engine_.takes_sparse(); }
 
     int64_t step_count() {
         const Busy busy(*this);
@@ -266,6 +301,15 @@ private:
         return {epochs, batch_size, learning_rates.data(), seed, first_epoch, shuffle};
     }
 
+    static void set_order(TrainOptions& options, const Matrix<int64_t>& order, int64_t n) {
+        require(order.ndim() == 1 && order.shape(0) > 0, "order must be (rows,), rows > 0");
+        options.order = order.data();
+        options.order_rows = order.shape(0);
+        require(std::all_of(options.order, options.order + options.order_rows,
+                            [n](int64_t row) { return row >= 0 && row < n; }),
+                "order must hold numbers of rows");
+    }
+
     Layers empty_layers() const {
         Layers layers;
         for (const DensePlan& d : engine_.plan().layers)
@@ -291,13 +335,31 @@ private:
         require(X.ndim() == 2 && X.shape(0) > 0 && X.shape(1) == engine_.plan().n_in(), "X must be (n, n_in), n > 0");
         data.x = X.data();
         data.n = X.shape(0);
-        set_targets(data, y);
-        require(!weight || (weight->ndim() == 1 && weight->shape(0) == data.n), "weight must be (n,)");
-        data.weight = weight ? weight->data() : nullptr;
+        set_targets(data, y, weight);
         return data;
     }
 
-    void set_targets(Data<T>& data, const py::object& y) const {
+    Data<T> data_of(const CsrArrays<T>& X, const py::object& y, const std::optional<Matrix<T>>& weight) const {
+        const auto& [starts, columns, values] = X;
+        require(engine_.takes_sparse(), "this network does not take sparse rows");
+        require(starts.ndim() == 1 && columns.ndim() == 1 && values.ndim() == 1, "CSR arrays must have one dimension");
+        Data<T> data;
+        data.sparse = {starts.data(), columns.data(), values.data()};
+        data.n = starts.shape(0) - 1;
+        require(data.n > 0 && starts.data()[0] == 0 && starts.data()[data.n] == values.shape(0) &&
+                    columns.shape(0) == values.shape(0) && std::is_sorted(starts.data(), starts.data() + data.n + 1),
+                "starts must rise from 0 to the number of values");
+        const auto n_in = static_cast<int32_t>(engine_.plan().n_in());
+        require(std::all_of(columns.data(), columns.data() + columns.shape(0),
+                            [n_in](int32_t column) { return column >= 0 && column < n_in; }),
+                "columns must be 0 to n_in - 1");
+        set_targets(data, y, weight);
+        return data;
+    }
+
+    void set_targets(Data<T>& data, const py::object& y, const std::optional<Matrix<T>>& weight) const {
+        require(!weight || (weight->ndim() == 1 && weight->shape(0) == data.n), "weight must be (n,)");
+        data.weight = weight ? weight->data() : nullptr;
         if (y.is_none()) return;
         if (engine_.takes_labels()) {
             require(py::isinstance<Matrix<int32_t>>(y), "y must be int32 and C-contiguous");
@@ -319,23 +381,38 @@ private:
     int generation_ = fork_generation();
 };
 
+// What takes dense rows, or sparse ones.
+template <class T, class Rows>
+void def_training(py::class_<PyEngine<T>>& engine) {
+    using E = PyEngine<T>;
+    using namespace py::literals;
+    const auto exact = [](const char* argument) { return py::arg(argument).noconvert(); };
+    engine
+        .def("loss_and_gradients", &E::template loss_and_gradients<Rows>, exact("X"), "y"_a, exact("weight"),
+             "input_gradient"_a)
+        .def("step", &E::template step<Rows>, exact("X"), "y"_a, exact("weight"), "learning_rate"_a)
+        .def("train", &E::template train<Rows>, exact("X"), "y"_a, exact("weight"), "epochs"_a, "batch_size"_a,
+             exact("learning_rates"), "seed"_a, "first_epoch"_a, "shuffle"_a, exact("order"));
+}
+
 template <class T>
 void register_engine(py::module_& m, const char* name) {
     using E = PyEngine<T>;
     using namespace py::literals;
     const auto exact = [](const char* argument) { return py::arg(argument).noconvert(); };
-    py::class_<E>(m, name)
-        .def(py::init<const LayerList&, const std::string&, const Options&, const std::string&, const Options&,
-                      double>(),
-             "layers"_a, "loss"_a, "loss_options"_a, "optimizer"_a, "optimizer_options"_a, "l2"_a)
+    py::class_<E> engine(m, name);
+    def_training<T, Matrix<T>>(engine);
+    def_training<T, CsrArrays<T>>(engine);
+    engine
+        .def(py::init<const LayerList&, const std::string&, const LossOptions&, const std::string&, const Options&,
+                      double, bool, uint64_t>(),
+             "layers"_a, "loss"_a, "loss_options"_a, "optimizer"_a, "optimizer_options"_a, "l2"_a, "l2_per_batch"_a,
+             "seed"_a)
         .def("get", &E::get, "what"_a)
         .def("set", &E::set, "what"_a, "layer"_a, exact("W"), exact("b"))
         .def("set_input_transform", &E::set_input_transform, exact("shift"), exact("scale"))
         .def("predict", &E::predict, exact("X"), "y"_a, exact("weight"), exact("out"))
-        .def("loss_and_gradients", &E::loss_and_gradients, exact("X"), "y"_a, exact("weight"), "input_gradient"_a)
-        .def("step", &E::step, exact("X"), "y"_a, exact("weight"), "learning_rate"_a)
-        .def("train", &E::train, exact("X"), "y"_a, exact("weight"), "epochs"_a, "batch_size"_a,
-             exact("learning_rates"), "seed"_a, "first_epoch"_a, "shuffle"_a)
+        .def_property_readonly("takes_sparse", &E::takes_sparse)
         .def("profile_train", &E::profile_train, exact("X"), "y"_a, "epochs"_a, "batch_size"_a, exact("learning_rates"))
         .def_property("step_count", &E::step_count, &E::set_step_count)
         .def_property_readonly("state_names", &E::state_names);

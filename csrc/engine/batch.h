@@ -7,9 +7,18 @@
 
 namespace gradstep {
 
+// Sparse rows: those of row r are starts[r] to starts[r + 1].
+template <class T>
+struct Csr {
+    const int64_t* starts = nullptr;
+    const int32_t* columns = nullptr;
+    const T* values = nullptr;
+};
+
 template <class T>
 struct Data {
-    const T* x = nullptr;             // (n, n_in)
+    const T* x = nullptr;  // (n, n_in); null where the rows are sparse
+    Csr<T> sparse;
     const T* y = nullptr;             // (n, n_out), or
     const int32_t* labels = nullptr;  // (n,)
     const T* weight = nullptr;        // (n,) or null

@@ -67,14 +67,15 @@ public:
 
     // The sum of weight * loss; the gradient of scale * that sum is left in parts. input_gradient, if not
     // null, is (rows, n_in) of the batch.
-    double compute(const Batch<T>& b, const T* theta, T scale, int threads, T* input_gradient = nullptr) {
+    double compute(const Batch<T>& b, const T* theta, T scale, int threads, const DropStep& drop,
+                   T* input_gradient = nullptr) {
         if (b.rows != partition_.rows) partition_ = partition_of(b.rows);
         const int parts = partition_.parts;
         parallel_for(parts, partition_.worth_sharing ? std::min(threads, static_cast<int>(workspaces_.size())) : 1,
                      [&](int c, int worker) {
                          Workspace<T>& ws = workspaces_[static_cast<std::size_t>(worker)];
                          ws.laps = profile_.begin(worker);
-                         compute_chunk(b, c, ws, theta, scale, input_gradient);
+                         compute_chunk(b, c, ws, theta, scale, drop, input_gradient);
                      });
         used_parts_ = parts;
         double loss = 0;
@@ -134,7 +135,8 @@ private:
         gather_targets(net_, tile, to.y, to.weight, net_.tile_stride(tile.rows, tile_));
     }
 
-    void compute_chunk(const Batch<T>& b, int c, const Workspace<T>& ws, const T* theta, T scale, T* input_gradient) {
+    void compute_chunk(const Batch<T>& b, int c, Workspace<T>& ws, const T* theta, T scale, const DropStep& drop,
+                       T* input_gradient) {
         T* gradient = gradients_ + static_cast<std::size_t>(c) * net_.parameters().total;
         double loss = 0;
         for (int t = 0; t < partition_.tiles[c]; ++t) {
@@ -142,6 +144,7 @@ private:
             const TileInputs<T>& in = kept_.empty() ? ws.inputs : kept_slot(c, t);
             if (kept_.empty()) gather(tile, in);
             end_phase(ws.laps, Phase::gather);
+            ws.drop = drop.at(tile.first - b.first);
             net_.forward(ws, in.x, theta, tile.rows);
             end_phase(ws.laps, Phase::forward);
             loss += loss_of(tile.rows, in, ws, scale);
@@ -164,7 +167,7 @@ private:
                                   .lanes = net_.whole_lanes(rows),
                                   .stride = net_.tile_stride(rows, tile_),
                                   .scale = scale,
-                                  .option = static_cast<T>(net_.plan().loss_option)});
+                                  .option = net_.loss_option()});
     }
 
     const Net<T>& net_;

@@ -33,11 +33,17 @@ std::unique_ptr<PanelStep<T>> make_panel_step(const PanelNet<T>& net, Profile& p
     return std::make_unique<LayeredStep<T>>(net, profile);
 }
 
+template <class T>
+int64_t rows_of_epoch(const Data<T>& data, const TrainOptions& options) {
+    return options.order ? options.order_rows : data.n;
+}
+
 }  // namespace
 
 template <class T>
 Engine<T>::Engine(const Plan& plan, const KernelTable& table)
     : plan_(plan),
+      drops_(plan.drops()),
       k_(of_type<T>(table)),
       net_(make_net(k_, plan)),
       update_(find(k_.optimizers, k_.n_optimizers, plan.optimizer), plan),
@@ -91,21 +97,22 @@ template <class T>
 typename Engine<T>::Scales Engine<T>::scales(const Batch<T>& b) const {
     const double weight = b.weight_sum();
     const double outputs = net_->loss().mean_over_outputs ? static_cast<double>(plan_.n_out()) : 1.0;
-    return {weight, weight > 0 ? 1 / (weight * outputs) : 0.0};
+    const double l2 = !plan_.l2_per_batch ? plan_.l2 : weight > 0 ? plan_.l2 / weight : 0.0;
+    return {weight, weight > 0 ? 1 / (weight * outputs) : 0.0, l2};
 }
 
 template <class T>
-void Engine<T>::prepare(int64_t rows, int threads) {
+void Engine<T>::prepare(int64_t rows, int threads, bool sparse) {
     if (chunked_)
         chunked_->prepare(rows, threads);
     else
-        panel_step_->prepare(rows, threads);
+        panel_step_->prepare(rows, threads, sparse);
     if (panel_step_ && rows > PanelStep<T>::kMostRows) gradient_in_memory();
 }
 
 template <class T>
-double Engine<T>::penalty(int threads) {
-    if (plan_.l2 == 0) return 0;
+double Engine<T>::penalty(double l2, int threads) {
+    if (l2 == 0) return 0;
     const auto n = static_cast<ptrdiff_t>(net_->parameters().weights);
     const int tasks = static_cast<int>((n + kUpdateSlice - 1) / kUpdateSlice);
     squares_.resize(static_cast<std::size_t>(tasks));
@@ -115,7 +122,7 @@ double Engine<T>::penalty(int threads) {
     });
     double sum = 0;
     for (const double square : squares_) sum += square;
-    return plan_.l2 / 2 * sum;
+    return l2 / 2 * sum;
 }
 
 // The update of all parameters by a gradient in memory. False if they would overflow: then nothing changed.
@@ -157,10 +164,11 @@ T* Engine<T>::gradient_in_memory() {
 
 // The gradient of scale * (sum of weight * loss) in gradient_, pass by pass.
 template <class T>
-double Engine<T>::accumulate_passes(const Batch<T>& b, T scale, int threads, T* dx) {
+double Engine<T>::accumulate_passes(const Batch<T>& b, T scale, int threads, const DropStep& drop, T* dx) {
     double loss = 0;
     for (int64_t r = 0; r < b.rows; r += PanelStep<T>::kMostRows) {
         const Batch<T> part = b.part(r, std::min(r + PanelStep<T>::kMostRows, b.rows));
+        panel_step_->set_dropout(drop.at(r));
         loss += panel_step_->forward(part, update_.theta, scale, threads, dx != nullptr);
         panel_step_->backward(part.rows, update_.theta, {gradient_in_memory(), r > 0, nullptr}, threads, dx != nullptr);
         if (dx) panel_step_->copy_input_gradient(part.rows, dx + r * plan_.n_in());
@@ -183,15 +191,17 @@ template <class T>
 double Engine<T>::step_batch(const Batch<T>& b, const Scales& s, double learning_rate, int threads) {
     const auto scale = static_cast<T>(s.loss);
     const bool fused = panel_step_ && b.rows <= PanelStep<T>::kMostRows;
-    double loss = chunked_ ? chunked_->compute(b, update_.theta, scale, threads)
+    const DropStep drop = drop_step();
+    if (fused) panel_step_->set_dropout(drop);
+    double loss = chunked_ ? chunked_->compute(b, update_.theta, scale, threads, drop)
                   : fused  ? panel_step_->forward(b, update_.theta, scale, threads, false)
-                           : accumulate_passes(b, scale, threads, nullptr);
-    loss = loss * s.loss + penalty(threads);
+                           : accumulate_passes(b, scale, threads, drop, nullptr);
+    loss = loss * s.loss + penalty(s.l2, threads);
     if (!std::isfinite(loss)) return loss;
     checked_ = false;
     const StepCount before = count_;
     count_.advance();
-    update_.set_step(count_, learning_rate);
+    update_.set_step(count_, learning_rate, s.l2);
     const bool done = chunked_ ? apply(chunked_->gradient(), chunked_->part_stride(), chunked_->parts(), threads)
                       : fused  ? backward_fused(b.rows, threads)
                                : apply(gradient_, 0, 1, threads);
@@ -204,7 +214,7 @@ template <class T>
 double Engine<T>::step(Data<T> data, double learning_rate) {
     transform(data);
     const int threads = num_threads();
-    prepare(data.n, threads);
+    prepare(data.n, threads, !data.x);
     if (chunked_) chunked_->forget_inputs();
     guarded_ = true;
     const Batch<T> all{&data, nullptr, 0, data.n};
@@ -247,25 +257,25 @@ double Engine<T>::loss_and_gradients(Data<T> data, const std::vector<T*>& W, con
     const int threads = num_threads();
     const Batch<T> batch{&data, nullptr, 0, data.n};
     const Scales s = scales(batch);
-    prepare(data.n, threads);
+    prepare(data.n, threads, !data.x);
     T* gradient = nullptr;
     double loss = 0;
     if (chunked_) {
         chunked_->forget_inputs();
-        loss = chunked_->compute(batch, update_.theta, static_cast<T>(s.loss), threads, dx);
+        loss = chunked_->compute(batch, update_.theta, static_cast<T>(s.loss), threads, DropStep{}, dx);
         gradient = chunked_->gradient();
         for (int part = 1; part < chunked_->parts(); ++part)
             for (ptrdiff_t i = 0; i < chunked_->part_stride(); ++i)
                 gradient[i] += gradient[part * chunked_->part_stride() + i];
     } else {
-        loss = accumulate_passes(batch, static_cast<T>(s.loss), threads, dx);
+        loss = accumulate_passes(batch, static_cast<T>(s.loss), threads, DropStep{}, dx);
         gradient = gradient_in_memory();
     }
-    for (std::size_t i = 0; plan_.l2 != 0 && i < net_->parameters().weights; ++i)
-        gradient[i] += static_cast<T>(plan_.l2) * update_.theta[i];
+    for (std::size_t i = 0; s.l2 != 0 && i < net_->parameters().weights; ++i)
+        gradient[i] += static_cast<T>(s.l2) * update_.theta[i];
     for (std::size_t l = 0; l < plan_.layers.size(); ++l) net_->unpack(l, gradient, W[l], b[l]);
     for (int64_t i = 0; dx && data.scale && i < data.n * plan_.n_in(); ++i) dx[i] *= data.scale[i % plan_.n_in()];
-    return loss * s.loss + penalty(threads);
+    return loss * s.loss + penalty(s.l2, threads);
 }
 
 template <class T>
@@ -295,15 +305,17 @@ void Engine<T>::restore() {
 template <class T>
 double Engine<T>::run_epoch(const Data<T>& data, const TrainOptions& options, int64_t epoch, int threads,
                             Interrupts& interrupts, bool& finished) {
-    const bool whole = options.batch_size >= data.n;
-    const bool shuffled = options.shuffle && !whole;
-    if (shuffled)
-        permutation_.fill(options.seed, options.first_epoch + static_cast<uint32_t>(epoch), data.n, order_.data());
+    const int64_t* order = options.order;
+    const int64_t rows = rows_of_epoch(data, options);
+    if (!order && options.shuffle && options.batch_size < rows) {
+        permutation_.fill(options.seed, options.first_epoch + static_cast<uint32_t>(epoch), rows, order_.data());
+        order = order_.data();
+    }
     double loss = 0, weight = 0;
     finished = false;
-    for (int64_t r = 0; r < data.n; r += options.batch_size) {
+    for (int64_t r = 0; r < rows; r += options.batch_size) {
         if (interrupts.stop()) return loss;
-        const Batch<T> b{&data, shuffled ? order_.data() : nullptr, r, std::min(options.batch_size, data.n - r)};
+        const Batch<T> b{&data, order, r, std::min(options.batch_size, rows - r)};
         const Scales s = scales(b);
         const double batch_loss = step_batch(b, s, options.learning_rates[epoch], threads);
         if (!std::isfinite(batch_loss)) return batch_loss;
@@ -344,18 +356,19 @@ template <class T>
 TrainResult Engine<T>::train(Data<T> data, const TrainOptions& options, const std::function<bool()>& should_stop) {
     transform(data);
     const int threads = num_threads();
-    prepare(std::min(options.batch_size, data.n), threads);
-    if (options.shuffle && options.batch_size < data.n) order_.resize(static_cast<std::size_t>(data.n));
+    const int64_t rows = rows_of_epoch(data, options);
+    prepare(std::min(options.batch_size, rows), threads, !data.x);
+    if (options.shuffle && !options.order && options.batch_size < rows) order_.resize(static_cast<std::size_t>(rows));
     if (chunked_) {
         chunked_->forget_inputs();
-        if (options.batch_size >= data.n) chunked_->keep_inputs({&data, nullptr, 0, data.n});
+        if (options.batch_size >= rows) chunked_->keep_inputs({&data, options.order, 0, rows});
     }
     guarded_ = !remembered_;
     Interrupts interrupts(should_stop);
     TrainResult result;
     result.losses.reserve(static_cast<std::size_t>(options.epochs));
     remembered_epochs_ = 0;
-    const int64_t steps = (data.n + options.batch_size - 1) / options.batch_size;
+    const int64_t steps = (rows + options.batch_size - 1) / options.batch_size;
     const int64_t interval = remembered_ ? std::max<int64_t>(1, kCheckpointSteps / steps) : options.epochs;
     result.diverged = !checked_ && !remember(false);
     if (!result.diverged && !run_epochs(data, options, interval, threads, interrupts, result)) {

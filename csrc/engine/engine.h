@@ -24,6 +24,9 @@ struct TrainOptions {
     uint64_t seed;
     uint32_t first_epoch;
     bool shuffle;
+    // The rows that every epoch visits, in this order; null: all rows, shuffled or not.
+    const int64_t* order = nullptr;
+    int64_t order_rows = 0;
 };
 
 struct TrainResult {
@@ -50,6 +53,8 @@ public:
     }
     void set_input_transform(const T* shift, const T* scale);  // (n_in,) each, or null
 
+    // Whether train, step and loss_and_gradients take sparse rows: where they are worth a way of their own.
+    bool takes_sparse() const { return panel_step_ != nullptr; }
     bool takes_labels() const { return net_->loss().takes_labels; }
 
     // Linked outputs into out if not null; the mean loss if data has targets. Ends early when should_stop says so.
@@ -68,16 +73,18 @@ public:
 private:
     struct Scales {
         double weight_sum, loss;  // loss: 1 / (weight sum * outputs), 0 without weight
+        double l2;
     };
     void transform(Data<T>& data) const;
     Data<T> part_of(const Data<T>& data, int64_t first, int64_t rows) const;
     double mean_loss(const Data<T>& data, double sum) const;
     Scales scales(const Batch<T>& b) const;
-    void prepare(int64_t rows, int threads);
-    double penalty(int threads);
+    void prepare(int64_t rows, int threads, bool sparse);
+    double penalty(double l2, int threads);
     double step_batch(const Batch<T>& b, const Scales& s, double learning_rate, int threads);
     bool backward_fused(int64_t rows, int threads);
-    double accumulate_passes(const Batch<T>& b, T scale, int threads, T* dx);
+    double accumulate_passes(const Batch<T>& b, T scale, int threads, const DropStep& drop, T* dx);
+    DropStep drop_step() const { return {drops_, static_cast<uint32_t>(count_.value()), 0}; }
     bool apply(const T* gradient, ptrdiff_t part_stride, int parts, int threads);
     // Whether a gradient can enter the optimizer: the moments of Adam hold squares.
     bool (*guard() const)(const T*, ptrdiff_t) noexcept {
@@ -93,6 +100,7 @@ private:
     T* gradient_in_memory();
 
     const Plan plan_;
+    const bool drops_;
     const Kernels<T>& k_;
     std::unique_ptr<Net<T>> net_;
     Update<T> update_;

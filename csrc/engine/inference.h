@@ -60,7 +60,7 @@ private:
                            .lanes = net_.whole_lanes(tile.rows),
                            .stride = stride,
                            .scale = T(0),
-                           .option = static_cast<T>(net_.plan().loss_option)};
+                           .option = net_.loss_option()};
         double loss = 0;
         if (tile.data->y || tile.data->labels) {
             gather_targets(net_, tile, ws.inputs.y, ws.inputs.weight, stride);

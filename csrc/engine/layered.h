@@ -1,8 +1,10 @@
 // Steps of large networks, layer by layer: all threads share one layer at a time. Every output element
 // is summed by one thread in one order, so nothing here depends on the number of threads; the optimizer
-// runs on each block of weights as soon as its gradient is there.
+// runs on each block of weights as soon as its gradient is there. Sparse rows are never gathered: the first layer takes
+// their elements as they are.
 #pragma once
 #include "engine/panel_step.h"
+#include "engine/sparse.h"
 
 namespace gradstep {
 
@@ -13,18 +15,26 @@ public:
         : PanelStep<T>(net, profile, all_errors) {}
 
     double forward(const Batch<T>& b, const T* theta, T scale, int threads, bool) override {
-        gather(b, threads);
-        for (std::size_t l = 0; l < net_.plan().layers.size(); ++l) forward_layer(b.rows, theta, l, threads);
+        is_sparse_ = !b.data->x;
+        if (is_sparse_)
+            sparse_forward(b, theta, threads);
+        else
+            gather(b, threads);
+        for (std::size_t l = is_sparse_ ? 1 : 0; l < net_.plan().layers.size(); ++l)
+            forward_layer(b.rows, theta, l, threads);
         return loss(b, scale, threads);
     }
 
     void backward(int64_t rows, const T* theta, const GradientSink<T>& sink, int threads,
                   bool input_gradient) override {
-        for (std::size_t l = net_.plan().layers.size(); l-- > 0;)
+        for (std::size_t l = net_.plan().layers.size(); l-- > (is_sparse_ ? 1 : 0);)
             backward_layer(rows, theta, l, sink, threads, l > 0 || input_gradient);
+        if (is_sparse_) sparse_backward(rows, sink, threads);
     }
 
 protected:
+    bool is_sparse_ = false;  // the batch at work
+
     using PanelStep<T>::net_;
     using PanelStep<T>::ws_;
     using PanelStep<T>::x_;
@@ -34,6 +44,8 @@ private:
     static constexpr int64_t kGatherRows = 32;
     static constexpr int64_t kLeastTaskRows = 28;  // two product tiles
 
+    SparseBatch<T> sparse_;
+
     void gather(const Batch<T>& b, int threads) {
         const int n = static_cast<int>((b.rows + kGatherRows - 1) / kGatherRows);
         parallel_for(n, this->threads_for(16 * b.rows * net_.plan().n_in(), threads), [&](int t, int worker) {
@@ -41,6 +53,35 @@ private:
             const int64_t from = t * kGatherRows;
             this->gather_rows(b, from, std::min(from + kGatherRows, b.rows));
             end_phase(laps, Phase::gather);
+        });
+    }
+
+    // Also sorts the batch, which backward needs.
+    void sparse_forward(const Batch<T>& b, const T* theta, int threads) {
+        Laps* laps = this->profile_.begin(0);
+        sparse_.sort(b, net_.panel_width(), net_.panels(net_.plan().n_in()));
+        end_phase(laps, Phase::gather);
+        threads = this->threads_for(2 * sparse_.size() * net_.plan().layers[0].n_out, threads);
+        const ptrdiff_t tasks = std::min<ptrdiff_t>(threads > 1 ? kTasksPerThread * threads : 1, b.rows);
+        parallel_for(static_cast<int>(tasks), threads, [&](int t, int worker) {
+            Laps* mine = this->profile_.begin(worker);
+            net_.sparse_forward_rows(ws_, theta, b.rows * t / tasks, b.rows * (t + 1) / tasks,
+                                     [&](ptrdiff_t r) { return SparseBatch<T>::row(b, r); });
+            end_phase(mine, Phase::forward);
+        });
+    }
+
+    void sparse_backward(int64_t rows, const GradientSink<T>& sink, int threads) {
+        const DensePlan& d = net_.plan().layers[0];
+        const ptrdiff_t inputs = net_.panels(d.n_in), outputs = net_.panels(d.n_out);
+        threads = this->threads_for(8 * d.n_in * d.n_out, threads);  // the update of every weight
+        const ptrdiff_t tasks = std::min<ptrdiff_t>(threads > 1 ? kTasksPerThread * threads : 1, inputs);
+        parallel_for(static_cast<int>(tasks), threads, [&](int t, int worker) {
+            GradientSink<T> to = sink;
+            to.laps = this->profile_.begin(worker);
+            for (ptrdiff_t i = inputs * t / tasks; i < inputs * (t + 1) / tasks; ++i)
+                net_.sparse_backward_panel(ws_, i, 0, outputs, rows, sparse_.begin(i), sparse_.count(i), to,
+                                           this->worker_of(worker).scratch);
         });
     }
 

@@ -36,6 +36,15 @@ struct TileInputs {
     T* weight = nullptr;
 };
 
+// For whom outputs are dropped: the update after `step` others, in the part of its batch that begins at `row`.
+struct DropStep {
+    bool active = false;
+    uint32_t step = 0;
+    int64_t row = 0;
+
+    DropStep at(int64_t first) const { return {active, step, row + first}; }
+};
+
 // Activations and errors of up to `rows` samples, planned once and used for every tile.
 template <class T>
 struct Workspace {
@@ -49,6 +58,7 @@ struct Workspace {
     T* sums = nullptr;     // LanesNet: vectors of partial sums, one a parameter
     T* scratch = nullptr;  // PanelNet: four transposed weight blocks and one gradient block
     Laps* laps = nullptr;  // of the thread at work
+    DropStep drop;         // of the tile at work
 };
 
 struct LayerParameters {
@@ -95,6 +105,7 @@ public:
 
     const Kernels<T>& kernels() const { return k_; }
     const Loss<T>& loss() const { return loss_; }
+    const T* loss_option() const { return loss_option_.data(); }  // one an output
     const Plan& plan() const { return plan_; }
     // Lanes are a power of two, and a division would be felt in tiny steps.
     ptrdiff_t whole_lanes(ptrdiff_t rows) const {
@@ -111,6 +122,7 @@ protected:
     const Kernels<T>& k_;
     const Plan plan_;
     const Loss<T>& loss_;
+    std::vector<T> loss_option_;
     std::vector<const Activation<T>*> activations_;
     ParameterLayout layout_;
 };

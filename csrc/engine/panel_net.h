@@ -167,8 +167,7 @@ public:
                                           .bias = theta + at.biases + o * P_,
                                           .ahead = {o + 1 < o1 ? weights + block : nullptr},
                                           .ahead_segment = row_panels * block});
-                    if (k + kDepthBlock >= d.n_in && this->activation(l).forward)
-                        this->activation(l).forward(to, ws.a[l] + (to - ws.z[l]), rows * P_);
+                    if (k + kDepthBlock >= d.n_in) activate(ws, l, o, r, rows);
                 }
         }
     }
@@ -203,6 +202,38 @@ public:
             for (ptrdiff_t o = o0; o < o1; ++o) bias_gradient(ws, l, o, rows, sink, scratch + kGroup * P_ * P_);
         if (need_dx) through_activation(ws, l, i, 0, rows);
         end_phase(sink.laps, Phase::input_gradient);
+    }
+
+    // Rows [r0, r1) of the first layer for sparse rows, activation included. row_of(r) gives row r of the batch.
+    template <class RowOf>
+    void sparse_forward_rows(const Workspace<T>& ws, const T* theta, ptrdiff_t r0, ptrdiff_t r1,
+                             const RowOf& row_of) const {
+        const LayerParameters& at = this->layout_.layers[0];
+        const ptrdiff_t all = panels(this->plan_.layers[0].n_out);
+        for (ptrdiff_t r = r0; r < r1; ++r) {
+            SparseRow<T> row = row_of(r);
+            row.weights = theta + at.weights;
+            row.panels = all;
+            row.bias = theta + at.biases;
+            row.z = ws.z[0] + r * P_;
+            row.stride = ws.rows;
+            this->k_.sparse_forward[v_](row);
+        }
+        for (ptrdiff_t o = 0; o < all; ++o) activate(ws, 0, o, r0, r1 - r0);
+    }
+
+    // Input panel i of the first layer against output panels [o0, o1): its blocks of dW from a sparse batch's entries.
+    void sparse_backward_panel(const Workspace<T>& ws, ptrdiff_t i, ptrdiff_t o0, ptrdiff_t o1, ptrdiff_t rows,
+                               const SparseEntry<T>* entries, int64_t n, const GradientSink<T>& sink,
+                               T* scratch) const {
+        const ptrdiff_t inputs = std::min(P_, this->plan_.layers[0].n_in - i * P_);
+        for (ptrdiff_t o = o0; o < o1; ++o) {
+            const std::size_t at = weight_at(0, i * P_, o * P_);
+            T* to = sink.update ? scratch : sink.gradient + at;
+            this->k_.sparse_gradient[v_](entries, n, ws.errors[1] + o * ws.rows * P_, to, sink.keep);
+            finish_gradient(sink, at, inputs * P_, to, &Hypers<T>::weights);
+            if (i == 0) bias_gradient(ws, 0, o, rows, sink, scratch);
+        }
     }
 
     // Rows [r0, r1) of one input panel of dX, without dW: for layers with too few input panels to share.
@@ -246,6 +277,25 @@ private:
     static constexpr ptrdiff_t kGroup = 4;  // output panels whose transposed weights fit the first-level cache
     static constexpr ptrdiff_t kRowBlock = 192, kDepthBlock = 1024;  // 768 KB of float inputs
 
+    // Activation and dropout of `rows` rows from r on, in one panel.
+    void activate(const Workspace<T>& ws, std::size_t l, ptrdiff_t o, ptrdiff_t r, ptrdiff_t rows) const {
+        const ptrdiff_t at = (o * ws.rows + r) * P_;
+        T* a = ws.a[l] + at;
+        if (this->activation(l).forward) this->activation(l).forward(ws.z[l] + at, a, rows * P_);
+        if (drops(ws, l)) this->k_.drop[v_]({a, rows, ws.drop.row + r, static_cast<uint32_t>(o * P_), drop_key(ws, l)});
+    }
+
+    bool drops(const Workspace<T>& ws, std::size_t l) const {
+        return ws.drop.active && this->plan_.layers[l].dropout > 0;
+    }
+
+    DropKey drop_key(const Workspace<T>& ws, std::size_t l) const {
+        constexpr uint32_t kDropoutStream = 1;  // of the first layer; 0 shuffles
+        const double rate = this->plan_.layers[l].dropout;
+        return {this->plan_.seed, ws.drop.step, kDropoutStream + static_cast<uint32_t>(l),
+                static_cast<uint32_t>(rate * 4294967296.0), 1 / (1 - rate)};
+    }
+
     std::size_t weight_at(std::size_t l, ptrdiff_t i, ptrdiff_t o) const {
         const ptrdiff_t blocks = i / P_ * panels(this->plan_.layers[l].n_out) + o / P_;
         return this->layout_.layers[l].weights + static_cast<std::size_t>((blocks * P_ + i % P_) * P_ + o % P_);
@@ -272,8 +322,12 @@ private:
     }
 
     void through_activation(const Workspace<T>& ws, std::size_t l, ptrdiff_t i, ptrdiff_t r0, ptrdiff_t r1) const {
-        if (l == 0 || !this->activation(l - 1).backward) return;
+        if (l == 0) return;
         const ptrdiff_t at = (i * ws.rows + r0) * P_;
+        if (drops(ws, l - 1))
+            return this->k_.drop_backward(drop_key(ws, l - 1), this->activation(l - 1), ws.z[l - 1] + at,
+                                          ws.a[l - 1] + at, ws.errors[l] + at, (r1 - r0) * P_);
+        if (!this->activation(l - 1).backward) return;
         this->activation(l - 1).backward(ws.z[l - 1] + at, ws.a[l - 1] + at, ws.errors[l] + at, (r1 - r0) * P_);
     }
 

@@ -17,16 +17,16 @@ public:
     // Rows that one pass takes; larger batches take several.
     static constexpr int64_t kMostRows = 4096;
 
-    void prepare(int64_t rows, int threads) {
+    void prepare(int64_t rows, int threads, bool sparse) {
         const ptrdiff_t capacity = net_.whole_lanes(std::min(rows, kMostRows));
         const auto workers = static_cast<std::size_t>(threads);
-        if (capacity <= capacity_ && workers <= workers_.size()) return;
+        if (capacity <= capacity_ && workers <= workers_.size() && (sparse || x_)) return;
         const ptrdiff_t most = std::max(capacity, capacity_);
         capacity_ = 0;  // nothing fits until the new memory is there
         workers_.resize(std::max(workers, workers_.size()));
         losses_.resize(static_cast<std::size_t>((most + loss_rows_ - 1) / loss_rows_));
         arena_.allocate([&](Taker& take) {
-            x_ = take.template take<T>(net_.x_size(most));
+            x_ = sparse ? nullptr : take.template take<T>(net_.x_size(most));
             net_.take_activations(take, ws_, most, true, all_errors_);
             for (Worker& w : workers_) {
                 const auto lanes = static_cast<std::size_t>(loss_rows_);
@@ -40,6 +40,9 @@ public:
         });
         capacity_ = most;
     }
+
+    // The outputs that the steps to come drop.
+    void set_dropout(const DropStep& drop) { ws_.drop = drop; }
 
     // Gathers up to kMostRows rows and runs them forward; returns the sum of weight * loss and leaves the errors of
     // the outputs. The caller says whether backward will be asked for the gradient of the inputs.
@@ -90,7 +93,7 @@ protected:
                                                                   .lanes = net_.whole_lanes(to - from),
                                                                   .stride = loss_rows_,
                                                                   .scale = scale,
-                                                                  .option = static_cast<T>(net_.plan().loss_option)});
+                                                                  .option = net_.loss_option()});
         net_.output_error(ws_, w.delta, loss_rows_, from, to);
     }
 

@@ -9,15 +9,19 @@ namespace gradstep {
 struct DensePlan {
     int64_t n_in, n_out;
     std::string activation;
+    double dropout = 0;  // share of the outputs that an update drops
 };
 
 struct Plan {
     std::vector<DensePlan> layers;
     std::string loss;
-    double loss_option = 1;
+    std::vector<double> loss_option;  // one an output, or none
     std::string optimizer;
     double momentum = 0, nesterov = 0, beta1 = 0, beta2 = 0, epsilon = 0, weight_decay = 0;
+    double epsilon_hat = 0;  // not zero: epsilon is added before the second moment's bias is corrected
     double l2 = 0;
+    bool l2_per_batch = false;  // l2 is divided by a batch's summed weights
+    uint64_t seed = 0;          // of the dropout masks
 
     int64_t n_in() const { return layers.front().n_in; }
     int64_t n_out() const { return layers.back().n_out; }
@@ -31,6 +35,11 @@ struct Plan {
         int64_t sum = 0;
         for (std::size_t l = 0; l < layers.size(); ++l) sum += layers[l].n_in * layers[l].n_out * (l ? 3 : 2);
         return sum;
+    }
+    bool drops() const {
+        for (const DensePlan& layer : layers)
+            if (layer.dropout > 0) return true;
+        return false;
     }
     int64_t weights() const {
         int64_t sum = 0;

@@ -14,7 +14,9 @@ public:
 
     double forward(const Batch<T>& b, const T* theta, T scale, int threads, bool input_gradient) override {
         threads = this->threads_for(4 * b.rows * net_.plan().weights(), threads);
-        if (too_few(b.rows, threads)) return LayeredStep<T>::forward(b, theta, scale, threads, input_gradient);
+        if (!b.data->x || too_few(b.rows, threads))
+            return LayeredStep<T>::forward(b, theta, scale, threads, input_gradient);
+        this->is_sparse_ = false;
         const int64_t chunk = chunk_rows(b.rows, threads);
         const auto chunks = static_cast<int>((b.rows + chunk - 1) / chunk);
         parallel_for(chunks, threads, [&](int t, int worker) {
@@ -27,7 +29,8 @@ public:
     void backward(int64_t rows, const T* theta, const GradientSink<T>& sink, int threads,
                   bool input_gradient) override {
         threads = this->threads_for(4 * rows * net_.plan().weights(), threads);
-        if (too_few(rows, threads)) return LayeredStep<T>::backward(rows, theta, sink, threads, input_gradient);
+        if (this->is_sparse_ || too_few(rows, threads))
+            return LayeredStep<T>::backward(rows, theta, sink, threads, input_gradient);
         const ptrdiff_t group = columns_of_a_task(threads);
         int tasks = 0;
         for (std::size_t l = 0; l < net_.plan().layers.size(); ++l) tasks += tasks_of(l, group);

@@ -20,15 +20,20 @@ struct Update {
     T* state[2] = {};
 
     Update(const Optimizer<T>& optimizer, const Plan& plan)
-        : optimizer(optimizer), hypers{constants(plan, plan.l2, plan.weight_decay), constants(plan, 0, 0)} {}
+        : optimizer(optimizer),
+          hypers{constants(plan, plan.weight_decay), constants(plan, 0)},
+          epsilon_(hypers.weights.epsilon),
+          epsilon_hat_(plan.epsilon_hat != 0) {}
 
     // What changes from step to step.
-    void set_step(const StepCount& count, double learning_rate) {
+    void set_step(const StepCount& count, double learning_rate, double l2) {
+        hypers.weights.l2 = static_cast<T>(l2);
         for (Hyper<T>* h : {&hypers.weights, &hypers.biases}) {
             h->learning_rate = static_cast<T>(learning_rate);
             if (optimizer.states < 2) continue;
             h->step_size = static_cast<T>(learning_rate / count.correction1());
             h->second_correction = static_cast<T>(1 / std::sqrt(count.correction2()));
+            if (epsilon_hat_) h->epsilon = epsilon_ * h->second_correction;
         }
     }
 
@@ -41,9 +46,8 @@ struct Update {
     }
 
 private:
-    static Hyper<T> constants(const Plan& plan, double l2, double weight_decay) {
+    static Hyper<T> constants(const Plan& plan, double weight_decay) {
         Hyper<T> h{};
-        h.l2 = static_cast<T>(l2);
         h.momentum = static_cast<T>(plan.momentum);
         h.nesterov = static_cast<T>(plan.nesterov);
         h.beta1 = static_cast<T>(plan.beta1);
@@ -53,6 +57,9 @@ private:
         h.weight_decay = static_cast<T>(weight_decay);
         return h;
     }
+
+    T epsilon_;
+    bool epsilon_hat_;
 };
 
 }  // namespace gradstep

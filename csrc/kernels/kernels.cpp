@@ -1,11 +1,13 @@
 // The only source that is compiled once per instruction set; GRADSTEP_ISA is its name. The object
 // exports one constant table and nothing else (a test asks nm).
 #include "kernels/activations.h"
+#include "kernels/dropout.h"
 #include "kernels/lanes.h"
 #include "kernels/losses.h"
 #include "kernels/optimizers.h"
 #include "kernels/pack.h"
 #include "kernels/product.h"
+#include "kernels/sparse.h"
 #include "kernels/table.h"
 
 #define GRADSTEP_JOIN(a, b) a##b
@@ -35,6 +37,10 @@ constexpr gradstep::Kernels<T> kernels_of() {
         .gather_lanes = &gather_lanes<T>,
         .panels_to_lanes = {&panels_to_lanes<T, 1>, &panels_to_lanes<T, 2>},
         .lanes_to_panels = {&lanes_to_panels<T, 1>, &lanes_to_panels<T, 2>},
+        .sparse_forward = {&sparse_forward<T, 1>, &sparse_forward<T, 2>},
+        .sparse_gradient = {&sparse_gradient<T, 1>, &sparse_gradient<T, 2>},
+        .drop = {&drop_panel<T, 1>, &drop_panel<T, 2>},
+        .drop_backward = &drop_backward<T>,
         .sum_squares = &sum_squares<T>,
         .all_finite = &all_finite<T>,
         .squares_finite = &squares_finite<T>,

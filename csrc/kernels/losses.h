@@ -42,6 +42,26 @@ struct HuberError {
     }
 };
 
+// Koenker and Bassett 1978: y above the prediction costs `quantile`, y below it the rest; slope 0 where they meet
+struct QuantileError {
+    template <class T>
+    static ValueAndSlope<T> at(Vec<T> z, Vec<T> y, T quantile) {
+        const Vec<T> d = z - y;
+        const Vec<T> slope = d > T(0) ? splat(T(1) - quantile) : d < T(0) ? splat(-quantile) : d;
+        return {d * slope, slope};
+    }
+};
+
+// Half the deviance of counts y with the rate exp(z): exp(z) - y z + y log(y) - y
+struct PoissonDeviance {
+    template <class T>
+    static ValueAndSlope<T> at(Vec<T> z, Vec<T> y, T) {
+        const Vec<T> rate = exp<T>(z);
+        const Vec<T> least = y > T(0) ? y * (log<T>(y) - T(1)) : Vec<T>{};
+        return {rate - y * z + least, rate - y};
+    }
+};
+
 // -y log p - (1 - y) log(1 - p) for p = sigmoid(z), from z: max(z, 0) - z y + log(1 + exp(-|z|))
 struct BinaryCrossEntropy {
     template <class T>
@@ -66,7 +86,7 @@ double elementwise_loss(const LossBatch<T>& batch) noexcept {
         for (ptrdiff_t b = 0; b < s.lanes; b += kLanes<T>) {
             const ptrdiff_t at = o * s.stride + b;
             const Vec<T> w = load(s.weight + b);
-            const ValueAndSlope<T> r = L::template at<T>(load(s.z + at), load(s.y + at), s.option);
+            const ValueAndSlope<T> r = L::template at<T>(load(s.z + at), load(s.y + at), s.option[o]);
             sum += weighted<T>(w, r.value);
             if (s.delta) store(s.delta + at, weighted<T>(w, r.slope) * s.scale);
         }
@@ -81,6 +101,14 @@ void sigmoid_link(const LossBatch<T>& batch) noexcept {
     for (ptrdiff_t o = 0; o < s.outputs; ++o)
         for (ptrdiff_t b = 0; b < s.lanes; b += kLanes<T>)
             store(s.link + o * s.stride + b, sigmoid<T>(load(s.z + o * s.stride + b)));
+}
+
+template <class T>
+void exp_link(const LossBatch<T>& batch) noexcept {
+    const LossBatch<T> s = batch;
+    for (ptrdiff_t o = 0; o < s.outputs; ++o)
+        for (ptrdiff_t b = 0; b < s.lanes; b += kLanes<T>)
+            store(s.link + o * s.stride + b, exp<T>(load(s.z + o * s.stride + b)));
 }
 
 template <class T>
@@ -142,6 +170,8 @@ constexpr gradstep::Loss<T> kLosses[] = {
     {"mse", false, true, &elementwise_loss<T, SquaredError>, nullptr},
     {"mae", false, true, &elementwise_loss<T, AbsoluteError>, nullptr},
     {"huber", false, true, &elementwise_loss<T, HuberError>, nullptr},
+    {"quantile", false, true, &elementwise_loss<T, QuantileError>, nullptr},
+    {"poisson", false, false, &elementwise_loss<T, PoissonDeviance>, &exp_link<T>},
     {"binary_cross_entropy", false, false, &elementwise_loss<T, BinaryCrossEntropy>, &sigmoid_link<T>},
     {"cross_entropy", true, false, &cross_entropy<T>, &softmax_link<T>},
 };

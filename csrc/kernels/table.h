@@ -63,7 +63,7 @@ struct LossBatch {
     T* link;          // [outputs][stride]: predictions, only for `link`; may be z itself
     ptrdiff_t outputs, lanes, stride;
     T scale;
-    T option;
+    const T* option;  // [outputs]
 };
 
 template <class T>
@@ -119,6 +119,44 @@ struct Gather {
     ptrdiff_t stride;  // rows of a panel, or lanes of a row
 };
 
+// Which mask of a layer's dropout: a pure function of these (random.py).
+struct DropKey {
+    uint64_t seed;
+    uint32_t step, stream;
+    uint32_t threshold;  // words below it drop their output
+    double factor;       // of those that are kept
+};
+
+// Rows of a panel whose first row is number `row` of the batch, first column number `column` of the layer.
+template <class T>
+struct DropBlock {
+    T* a;
+    ptrdiff_t rows;
+    int64_t row;
+    uint32_t column;
+    DropKey key;
+};
+
+// One sparse row on its way through the first layer.
+template <class T>
+struct SparseRow {
+    const int32_t* columns;
+    const T* values;
+    int64_t n;
+    const T* weights;  // in blocks [I/P][panels][P][P]
+    ptrdiff_t panels;  // of outputs
+    const T* bias;
+    T* z;              // the row in the first panel
+    ptrdiff_t stride;  // rows of a panel
+};
+
+// An element of a sparse batch: row of the batch, column within an input panel.
+template <class T>
+struct SparseEntry {
+    int32_t row, column;
+    T value;
+};
+
 // A layer of a tiny network, samples in the lanes.
 template <class T>
 struct LanesLayer {
@@ -164,6 +202,11 @@ struct Kernels {
                                ptrdiff_t lane_stride) noexcept;
     void (*lanes_to_panels[2])(const T* from, ptrdiff_t lane_stride, ptrdiff_t rows, ptrdiff_t columns, T* to,
                                ptrdiff_t panel_stride) noexcept;
+    void (*sparse_forward[2])(const SparseRow<T>&) noexcept;
+    void (*sparse_gradient[2])(const SparseEntry<T>* entries, int64_t n, const T* delta, T* to, bool keep) noexcept;
+    void (*drop[2])(const DropBlock<T>&) noexcept;
+    // Back through dropout and the activation before it.
+    void (*drop_backward)(const DropKey&, const Activation<T>&, const T* z, const T* a, T* delta, ptrdiff_t n) noexcept;
     double (*sum_squares)(const T* from, ptrdiff_t n) noexcept;
     bool (*all_finite)(const T* from, ptrdiff_t n) noexcept;
     bool (*squares_finite)(const T* from, ptrdiff_t n) noexcept;

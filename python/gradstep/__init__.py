@@ -8,8 +8,8 @@ from gradstep.callbacks import Callback, EarlyStopping, TrainingState
 from gradstep.gradients import GradientReport, check_gradients
 from gradstep.history import History
 from gradstep.info import Info, info
-from gradstep.layers import Dense, Input
-from gradstep.losses import Huber, Loss
+from gradstep.layers import Dense, Dropout, Input
+from gradstep.losses import Huber, Loss, Quantile
 from gradstep.network import Network
 from gradstep.optimizers import SGD, Adam, AdamW, GradientDescent, Optimizer
 from gradstep.tracing import Trace
@@ -27,6 +27,7 @@ __all__ = [
     "Callback",
     "Dense",
     "DivergenceError",
+    "Dropout",
     "EarlyStopping",
     "GradientDescent",
     "GradientReport",
@@ -37,6 +38,7 @@ __all__ = [
     "Loss",
     "Network",
     "Optimizer",
+    "Quantile",
     "TableEncoder",
     "Trace",
     "TrainingState",

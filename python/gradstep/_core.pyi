@@ -16,16 +16,19 @@ optimizers: list[str]
 
 class _Engine:
     step_count: int
+    takes_sparse: bool
     @property
     def state_names(self) -> list[str]: ...
     def __init__(
         self,
-        layers: Sequence[tuple[int, int, str]],
+        layers: Sequence[tuple[int, int, str, float]],
         loss: str,
-        loss_options: dict[str, float],
+        loss_options: Mapping[str, Sequence[float]],
         optimizer: str,
         optimizer_options: Mapping[str, float],
         l2: float,
+        l2_per_batch: bool,
+        seed: int,
     ) -> None: ...
     def get(self, what: int) -> _Layers: ...
     def set(self, what: int, layer: int, W: NDArray[Any] | None, b: NDArray[Any] | None) -> None: ...
@@ -50,6 +53,7 @@ class _Engine:
         seed: int,
         first_epoch: int,
         shuffle: bool,
+        order: NDArray[Any] | None,
     ) -> tuple[list[float], bool, bool, bool, BaseException | None]: ...
     def profile_train(
         self,

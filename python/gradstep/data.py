@@ -184,7 +184,7 @@ def choose_rows(groups: NDArray[Any], fraction: float, seed: int) -> NDArray[np.
 
 def _bundled(name: str) -> DataSet:
     try:
-        from sklearn import datasets  # type: ignore[import-untyped]
+        from sklearn import datasets
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             f'the data set {name} comes with scikit-learn: pip install "gradstep[cli]"'

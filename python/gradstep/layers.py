@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from numpy.typing import ArrayLike
@@ -12,7 +12,7 @@ from gradstep.backends.base import DensePlan
 from gradstep.backends.numpy import ACTIVATIONS
 from gradstep.initializers import INITIALIZERS, Given
 from gradstep.names import check_name
-from gradstep.validation import check_integer, numeric_array
+from gradstep.validation import check_integer, check_real, numeric_array
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,31 @@ class Dense:
         }
 
 
-Layer = Input | Dense
+@dataclass(frozen=True)
+class Dropout:
+    """Zero a share of the layer's outputs in every update, and scale up the others.
+
+    ``a <- a m / (1 - rate)`` with m drawn anew for every row, unit and update; predictions and evaluations
+    use all units. Source: Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov, "Dropout: a simple
+    way to prevent neural networks from overfitting", JMLR 15, 2014.
+
+    Parameters
+    ----------
+    rate : float
+        Share of the outputs that is dropped, in [0, 1).
+    """
+
+    rate: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rate", check_real("rate", self.rate, minimum=0.0, below=1.0))
+
+    def to_config(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"type": "dropout", "rate": self.rate}
+
+
+Layer = Input | Dense | Dropout
 
 
 def _initializer(argument: str, value: Any, names: tuple[str, ...], ndim: int) -> str | Given:
@@ -90,7 +114,8 @@ def _initializer(argument: str, value: Any, names: tuple[str, ...], ndim: int) -
 
 
 def check_layers(layers: object) -> tuple[Layer, ...]:
-    """The layers as a tuple: at most one `Input`, in front, and at least one `Dense`.
+    """The layers as a tuple: at most one `Input`, in front, and at least one `Dense`; `Dropout` between two
+    of them.
 
     Raises
     ------
@@ -102,20 +127,32 @@ def check_layers(layers: object) -> tuple[Layer, ...]:
     if not isinstance(layers, Sequence):
         raise TypeError(f"layers must be a list of layers, got {type(layers).__name__}")
     for position, layer in enumerate(layers):
-        if not isinstance(layer, Input | Dense):
-            raise TypeError(f"layers[{position}] must be Input or Dense, got {layer!r}")
+        if not isinstance(layer, Layer):
+            raise TypeError(f"layers[{position}] must be Input, Dense or Dropout, got {layer!r}")
         if isinstance(layer, Input) and position > 0:
             raise ValueError(f"layers[{position}] is {layer!r}, but Input can only be the first layer")
+        if isinstance(layer, Dropout) and not _is_between_dense(layers, position):
+            raise ValueError(
+                f"layers[{position}] is {layer!r}, but Dropout must stand between two Dense layers"
+            )
     if not any(isinstance(layer, Dense) for layer in layers):
         raise ValueError("layers must contain at least one Dense layer")
     return tuple(layers)
 
 
+def _is_between_dense(layers: Sequence[Any], position: int) -> bool:
+    neighbours = layers[position - 1] if position else None, *layers[position + 1 : position + 2]
+    return len(neighbours) == 2 and all(isinstance(layer, Dense) for layer in neighbours)
+
+
+_TYPES: dict[str, Any] = {"input": Input, "dense": Dense, "dropout": Dropout}
+
+
 def layer_from_config(config: Mapping[str, Any]) -> Layer:
     """Rebuild a layer from its `to_config`."""
     options = {key: value for key, value in config.items() if key != "type"}
-    kind = check_name("layer type", config.get("type"), ("input", "dense"))
-    return Input(**options) if kind == "input" else Dense(**options)
+    layer: Layer = _TYPES[check_name("layer type", config.get("type"), _TYPES)](**options)
+    return layer
 
 
 def dense_plans(layers: Sequence[Layer], n_in: int) -> tuple[DensePlan, ...]:
@@ -125,4 +162,6 @@ def dense_plans(layers: Sequence[Layer], n_in: int) -> tuple[DensePlan, ...]:
         if isinstance(layer, Dense):
             plans.append(DensePlan(n_in, layer.units, layer.activation, f"dense_{len(plans)}"))
             n_in = layer.units
+        elif isinstance(layer, Dropout):
+            plans[-1] = replace(plans[-1], dropout=layer.rate)
     return tuple(plans)

@@ -10,7 +10,7 @@ from gradstep.losses import TargetKind
 
 def metric_names(kind: TargetKind) -> tuple[str, ...]:
     """The keys of `metrics`."""
-    return ("rmse", "r2") if kind == "values" else ("accuracy",)
+    return ("rmse", "r2") if kind in ("values", "counts") else ("accuracy",)
 
 
 def metrics(kind: TargetKind, predictions: Array, y: Array, weight: Array | None) -> dict[str, float]:

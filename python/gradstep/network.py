@@ -51,7 +51,8 @@ class Network:
     layers : sequence of layers
         `Dense` layers, optionally behind an `Input`. A single ``Dense(1)`` is linear regression.
     loss : str or Loss, default "mse"
-        mse, mae, huber, binary_cross_entropy or cross_entropy, or an object such as ``Huber(2.0)``. The two
+        mse, mae, huber, quantile, poisson, binary_cross_entropy or cross_entropy, or an object such as
+        ``Huber(2.0)`` or ``Quantile([0.1, 0.9])``. The two
         cross-entropies need a last layer with the identity: it outputs logits, and `predict` applies
         the sigmoid or softmax.
     optimizer : str or Optimizer, default "adam"
@@ -370,7 +371,7 @@ class Network:
         self._fast_n_in = -1 if self._plan is None else self._plan.n_in
         self._fast_n_out = self.n_out
         self._fast_labels = frozenset(range(self.n_out if self.loss.target_kind == "labels" else 0))
-        self._fast_step = self._target_transform is None and self.loss.target_kind != "probabilities"
+        self._fast_step = self._target_transform is None and self.loss.target_kind in ("values", "labels")
         if self._engine is not None:
             transform = self._input_transform
             if transform is None:

@@ -119,6 +119,10 @@ class Adam(Optimizer):
         Decay of the first and second moment, in [0, 1).
     epsilon : float, default 1e-8
         Added to the root of the second moment, positive.
+    epsilon_hat : bool, default False
+        Add epsilon before the second moment's bias is corrected: ``sqrt(v) + epsilon`` takes the place of
+        ``sqrt(v_hat) + epsilon``, with ``sqrt(1 - beta2^t)`` in the learning rate. It is the epsilon hat at
+        the end of Kingma and Ba's section 2, and scikit-learn's and TensorFlow's; PyTorch's is the other.
     """
 
     name: ClassVar[str] = "adam"
@@ -127,12 +131,14 @@ class Adam(Optimizer):
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
+    epsilon_hat: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._keep_real("beta1", minimum=0.0, below=1.0)
         self._keep_real("beta2", minimum=0.0, below=1.0)
         self._keep_real("epsilon", above=0.0)
+        object.__setattr__(self, "epsilon_hat", check_flag("epsilon_hat", self.epsilon_hat))
 
 
 @dataclass(frozen=True)
@@ -149,6 +155,8 @@ class AdamW(Adam):
         Decay of the first and second moment, in [0, 1).
     epsilon : float, default 1e-8
         Added to the root of the second moment, positive.
+    epsilon_hat : bool, default False
+        Add epsilon before the second moment's bias is corrected, see `Adam`.
     weight_decay : float, default 0.01
         Decay per unit of the learning rate, at least 0.
     """

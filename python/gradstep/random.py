@@ -15,6 +15,8 @@ KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
 SHUFFLE_STREAM = 0
 """Value of the last counter word when rows are shuffled."""
+DROPOUT_STREAM = 1
+"""Value of the last counter word for the dropout of the first layer; the others count on from it."""
 
 _LOW = 0xFFFFFFFF
 
@@ -107,3 +109,41 @@ def permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
         A permutation of 0 .. n - 1, int64, (n,).
     """
     return np.argsort(sort_keys(n, seed, epoch), kind="stable").astype(np.int64, copy=False)
+
+
+def dropout_threshold(rate: float) -> int:
+    """Words below this drop their unit."""
+    return int(rate * 2**32)
+
+
+def dropout_mask(rate: float, seed: int, step: int, layer: int, rows: int, units: int) -> NDArray[np.bool_]:
+    """Which outputs of a layer one update keeps.
+
+    Rows 4g to 4g + 3 of a batch share the Philox block with counter (unit, g, step, stream) and key
+    (seed low, seed high): row 4g + w takes word w. A unit is dropped where its word is below rate 2^32.
+
+    Parameters
+    ----------
+    rate
+        Share of the outputs that are dropped, in [0, 1).
+    seed
+        Seed of the network, 64 bits.
+    step
+        Number of updates before this one; only its lowest 32 bits count.
+    layer
+        Number of the layer.
+    rows, units
+        Rows of the batch and outputs of the layer.
+
+    Returns
+    -------
+    numpy.ndarray
+        bool, (rows, units).
+    """
+    groups = np.arange((rows + 3) // 4, dtype=np.uint64)[:, None]
+    words = philox(
+        (np.arange(units, dtype=np.uint64)[None, :], groups, step & _LOW, DROPOUT_STREAM + layer),
+        (seed & _LOW, (seed >> 32) & _LOW),
+    )
+    mask: NDArray[np.bool_] = np.stack(words, axis=1) >= np.uint32(dropout_threshold(rate))
+    return mask.reshape(-1, units)[:rows]

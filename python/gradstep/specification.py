@@ -59,16 +59,23 @@ class Specification:
             seed=check_integer("seed", seed, minimum=0, maximum=2**64 - 1),
             dtype=check_name("dtype", _dtype_name(dtype), DTYPES),
         )
-        specification._check_classification()
+        specification._check_loss()
         return specification
 
-    def _check_classification(self) -> None:
-        if not self.loss.is_classification:
-            return
+    def _check_loss(self) -> None:
         last, loss = self.dense_layers[-1], self.loss.name
+        for option, values in self.loss.engine_options.items():
+            if isinstance(values, tuple) and len(values) != last.units:
+                raise ValueError(
+                    f"{option} of the loss {loss!r} must have one value for each of the {last.units} "
+                    f"output(s), got {len(values)}"
+                )
+        if not self.loss.has_link:
+            return
         if last.activation != "identity":
+            takes = "logits" if self.loss.is_classification else "logarithms of rates"
             raise ValueError(
-                f"the last layer must have activation 'identity' for the loss {loss!r}, which takes logits "
+                f"the last layer must have activation 'identity' for the loss {loss!r}, which takes {takes} "
                 f"(predict applies the link itself), got {last.activation!r}"
             )
         if self.loss.target_kind == "labels" and last.units < 2:
@@ -90,7 +97,7 @@ class Specification:
     @property
     def n_out(self) -> int:
         """Number of outputs."""
-        return self.layers[-1].units
+        return self.dense_layers[-1].units
 
     def plan(self, n_in: int) -> Plan:
         """What a backend needs to know for inputs of n_in columns."""
@@ -98,10 +105,11 @@ class Specification:
             layers=dense_plans(self.layers, n_in),
             loss=self.loss.name,
             optimizer=self.optimizer.name,
-            loss_options=self.loss.options,
+            loss_options=self.loss.engine_options,
             optimizer_options=self._optimizer_options(),
             l2=self.l2,
             dtype=self.dtype,
+            seed=self.seed,
         )
 
     def _optimizer_options(self) -> dict[str, float]:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,8 @@ from gradstep.validation import check_flag, check_integer, check_real
 if TYPE_CHECKING:
     import narwhals as nw
 
-    Frame = nw.DataFrame[Any]
-    Series = nw.Series[Any]
+    Frame: TypeAlias = "nw.DataFrame[Any] | _ArrayTable"
+    Series: TypeAlias = Any  # nw.Series, or a column of a matrix
 
 BLOCK_ROWS = 65_536
 """Rows of a text column that are Python strings at the same time."""
@@ -53,9 +53,9 @@ class NumberColumn:
         """Names of the features that the column becomes."""
         return (self.name, f"{self.name} is missing") if self.indicator else (self.name,)
 
-    def encode(self, series: Series, out: NDArray[np.float32]) -> None:
+    def encode(self, series: Series, out: NDArray[Any]) -> None:
         """Write ``(x - mean) / scale`` (and the indicator) into out (n, n_features)."""
-        values = _numbers(series)
+        values = _numbers(self.name, series)
         missing = np.isnan(values)
         with np.errstate(over="ignore", invalid="ignore"):
             out[:, 0] = (np.where(missing, self.median, values) - self.mean) / self.scale
@@ -88,7 +88,7 @@ class CategoryColumn:
         """Names of the features that the column becomes."""
         return tuple(f"{self.name}={category}" for category in self.categories)
 
-    def encode(self, series: Series, out: NDArray[np.float32]) -> None:
+    def encode(self, series: Series, out: NDArray[Any]) -> None:
         """Write the one-hot rows into out (n, n_categories)."""
         out[:] = 0
         index = {category: j for j, category in enumerate(self.categories)}
@@ -101,7 +101,7 @@ class CategoryColumn:
                 for spelling in (text.lower(), text.upper()):
                     if spelling in index:
                         index.setdefault(text, index[spelling])
-        for rows, texts in _text_blocks(series):
+        for rows, texts in _text_blocks(self.name, series):
             codes = np.fromiter((index.get(text, -1) for text in texts), dtype=np.intp, count=len(texts))
             known = codes >= 0
             out[rows[known], codes[known]] = 1
@@ -123,7 +123,7 @@ class EmptyColumn:
         """Names of the features that the column becomes."""
         return ()
 
-    def encode(self, series: Series, out: NDArray[np.float32]) -> None:
+    def encode(self, series: Series, out: NDArray[Any]) -> None:
         """Write nothing."""
 
     def to_config(self) -> dict[str, Any]:
@@ -134,8 +134,21 @@ class EmptyColumn:
 Column = NumberColumn | CategoryColumn | EmptyColumn
 
 
+class _ArrayTable:
+    """A matrix of numbers as a table whose columns are x0, x1, ..."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array
+        self.shape = array.shape
+        self.columns = [f"x{index}" for index in range(array.shape[1])]
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        column: NDArray[Any] = self.array[:, int(name[1:])]
+        return column
+
+
 class TableEncoder:
-    """Turn pandas, polars or pyarrow tables into float32 matrices.
+    """Turn pandas, polars or pyarrow tables, or matrices of numbers, into float32 matrices.
 
     What a column becomes is learnt from the training rows in `fit`:
 
@@ -151,7 +164,8 @@ class TableEncoder:
     - A column that was entirely missing in training becomes no feature.
     - Of features that would have the same name, the later ones get a number: ``x is missing (2)``.
 
-    The tables given to `transform` need the same columns, in any order: columns are matched by name.
+    The tables given to `transform` need the same columns, in any order: columns are matched by name. The
+    columns of a matrix are named x0, x1, ...
 
     Parameters
     ----------
@@ -199,13 +213,15 @@ class TableEncoder:
         """Number of columns of what `transform` returns."""
         return sum(len(column.features) for column in self._fitted())
 
-    def fit(self, frame: Any) -> TableEncoder:
+    def fit(self, frame: Any, sample_weight: NDArray[Any] | None = None) -> TableEncoder:
         """Learn what every column becomes.
 
         Parameters
         ----------
-        frame : pandas, polars or pyarrow table
+        frame : pandas, polars or pyarrow table, or ndarray of numbers, (n, n_columns)
             Training rows, without the target column.
+        sample_weight : ndarray, (n,), optional
+            Weights of the rows in means, deviations, medians and counts of categories; positive.
 
         Returns
         -------
@@ -222,23 +238,27 @@ class TableEncoder:
         table = _as_table(frame)
         if table.shape[0] == 0 or table.shape[1] == 0:
             raise ValueError(f"frame must have rows and columns, got a table of shape {table.shape}")
-        columns = tuple(_fit_column(table[name], self.max_categories) for name in table.columns)
+        columns = tuple(
+            _fit_column(name, table[name], self.max_categories, sample_weight) for name in table.columns
+        )
         if not any(column.features for column in columns):
             raise ValueError("frame has no value in any column")
         self._columns = columns
         return self
 
-    def transform(self, frame: Any) -> NDArray[np.float32]:
+    def transform(self, frame: Any, *, dtype: Any = np.float32) -> NDArray[Any]:
         """Encode a table.
 
         Parameters
         ----------
-        frame : pandas, polars or pyarrow table
+        frame : pandas, polars or pyarrow table, or ndarray of numbers, (n, n_columns)
             Any number of rows, with the columns of training in any order.
+        dtype : dtype, default float32
+            float32 or float64.
 
         Returns
         -------
-        ndarray of float32, (n_rows, n_features), C-contiguous
+        ndarray, (n_rows, n_features), C-contiguous
             One row for each row of frame.
 
         Raises
@@ -251,7 +271,7 @@ class TableEncoder:
         columns = self._fitted()
         table = _as_table(frame)
         _check_columns([column.name for column in columns], table.columns)
-        out = np.empty((table.shape[0], self.n_features), dtype=np.float32)
+        out = np.empty((table.shape[0], self.n_features), dtype=dtype)
         start = 0
         for column in columns:
             stop = start + len(column.features)
@@ -259,7 +279,7 @@ class TableEncoder:
             start = stop
         return out
 
-    def fit_transform(self, frame: Any) -> NDArray[np.float32]:
+    def fit_transform(self, frame: Any) -> NDArray[Any]:
         """Learn from a table and encode it: ``fit(frame).transform(frame)``."""
         return self.fit(frame).transform(frame)
 
@@ -294,6 +314,8 @@ class TableEncoder:
 
 
 def _as_table(frame: Any) -> Frame:
+    if isinstance(frame, np.ndarray) and frame.ndim == 2 and frame.dtype.kind in "fiub":
+        return _ArrayTable(frame)
     try:
         import narwhals
     except ModuleNotFoundError:
@@ -305,7 +327,8 @@ def _as_table(frame: Any) -> Frame:
     except TypeError:
         hint = ": call its collect() first" if hasattr(frame, "collect") else ""
         raise TypeError(
-            f"frame must be a pandas, polars or pyarrow table, got {type(frame).__name__}{hint}"
+            "frame must be a pandas, polars or pyarrow table, or a matrix of numbers, got "
+            f"{type(frame).__name__}{hint}"
         ) from None
     except narwhals.exceptions.DuplicateError:
         raise ValueError("frame has several columns of the same name") from None
@@ -332,41 +355,64 @@ def _named(names: Sequence[str]) -> str:
     return f"the column{'s' if len(names) > 1 else ''} {shown}{more}"
 
 
-def _fit_column(series: Series, max_categories: int) -> Column:
-    kind = _kind(series)
+def _fit_column(name: str, series: Series, max_categories: int, weight: NDArray[Any] | None) -> Column:
+    kind = _kind(name, series)
     if kind == "empty":
-        return EmptyColumn(series.name)
+        return EmptyColumn(name)
     if kind == "number":
-        return _fit_numbers(series)
+        return _fit_numbers(name, series, weight)
     counts: Counter[str] = Counter()
-    for _, texts in _text_blocks(series):
-        counts.update(texts)
+    for rows, texts in _text_blocks(name, series):
+        if weight is None:
+            counts.update(texts)
+        else:
+            for row, text in zip(rows, texts, strict=True):
+                counts[text] += weight[row]
     frequent = sorted(counts, key=lambda text: (-counts[text], text))[:max_categories]
-    return CategoryColumn(series.name, tuple(sorted(frequent)), boolean=kind == "boolean")
+    return CategoryColumn(name, tuple(sorted(frequent)), boolean=kind == "boolean")
 
 
-def _fit_numbers(series: Series) -> NumberColumn:
-    values = _numbers(series)
+def _fit_numbers(name: str, series: Series, weight: NDArray[Any] | None) -> NumberColumn:
+    values = _numbers(name, series)
     missing = np.isnan(values)
     present = values[~missing]
-    _check_finite(series.name, values, np.where(missing, 0.0, values))
+    weights = None if weight is None else weight[~missing].astype(np.float64)
+    _check_finite(name, values, np.where(missing, 0.0, values))
     low, high = float(present.min()), float(present.max())
     # A power of two keeps the sums below finite without rounding anything.
     exponent = int(np.frexp(max(abs(low), abs(high)))[1])
     unit = np.ldexp(present, -exponent)
-    mean = low if low == high else float(np.ldexp(unit.mean(), exponent))
-    scale = 0.0 if low == high else float(np.ldexp(unit.std(), exponent))
+    center = np.average(unit, weights=weights)
+    deviation = np.sqrt(np.average(np.square(unit - center), weights=weights))
+    mean = low if low == high else float(np.ldexp(center, exponent))
+    scale = 0.0 if low == high else float(np.ldexp(deviation, exponent))
     return NumberColumn(
-        name=series.name,
+        name=name,
         mean=mean,
         scale=scale or 1.0,
-        median=float(np.ldexp(np.median(unit), exponent)),
+        median=float(np.ldexp(_median(unit, weights), exponent)),
         indicator=bool(missing.any()),
     )
 
 
-def _kind(series: Series) -> Kind:
+def _median(values: NDArray[Any], weights: NDArray[Any] | None) -> float:
+    """Median; whole weights count like repetitions."""
+    if weights is None:
+        return float(np.median(values))
+    order = np.argsort(values, kind="stable")
+    cumulative = np.cumsum(weights[order])
+    half = cumulative[-1] / 2
+    below, above = (
+        np.searchsorted(cumulative, half, side="left"),
+        np.searchsorted(cumulative, half, side="right"),
+    )
+    return float(values[order[below]] + values[order[min(above, len(order) - 1)]]) / 2
+
+
+def _kind(name: str, series: Series) -> Kind:
     """What a column holds, or a TypeError that names the row or type which does not belong."""
+    if isinstance(series, np.ndarray):
+        return "empty" if series.dtype.kind == "f" and np.isnan(series).all() else "number"
     import narwhals as nw
 
     dtype = series.dtype
@@ -384,7 +430,7 @@ def _kind(series: Series) -> Kind:
     if dtype in (nw.String, nw.Object):
         return _kind_of_objects(series)
     raise TypeError(
-        f"column {series.name!r} must hold numbers, text, categories or booleans, got {dtype}: "
+        f"column {name!r} must hold numbers, text, categories or booleans, got {dtype}: "
         "turn it into numbers or text first"
     )
 
@@ -421,17 +467,17 @@ def _kind_of_object(name: str, row: int, value: Any) -> Kind:
     )
 
 
-def _numbers(series: Series) -> NDArray[np.float64]:
+def _numbers(name: str, series: Series) -> NDArray[np.float64]:
     """The column as float64 with NaN for missing values."""
-    if _kind(series) == "text":
+    if not isinstance(series, np.ndarray) and _kind(name, series) == "text":
         texts = series.drop_nulls()
-        raise TypeError(
-            f"column {series.name!r} held numbers in training, but holds text now, such as {texts[0]!r}"
-        )
+        raise TypeError(f"column {name!r} held numbers in training, but holds text now, such as {texts[0]!r}")
     return _as_float64(series)
 
 
 def _as_float64(series: Series) -> NDArray[np.float64]:
+    if isinstance(series, np.ndarray):
+        return series.astype(np.float64)
     import narwhals as nw
 
     if series.dtype == nw.Object:
@@ -451,12 +497,16 @@ def _check_finite(name: str, values: NDArray[np.float64], encoded: NDArray[Any])
         raise ValueError(f"column {name!r} holds {value!r} in row {bad[0]}, which {what}")
 
 
-def _text_blocks(series: Series) -> Iterator[tuple[NDArray[np.intp], list[str]]]:
+def _text_blocks(name: str, series: Series) -> Iterator[tuple[NDArray[np.intp], list[str]]]:
     """Yield (rows, categories as text) of the values that are present, block by block."""
     for start in range(0, len(series), BLOCK_ROWS):
         block = series[start : start + BLOCK_ROWS]
-        rows = start + np.flatnonzero(~block.is_null().to_numpy())
-        texts = [_category(series.name, value) for value in block.drop_nulls().to_list()]
+        if isinstance(block, np.ndarray):
+            rows, values = start + np.arange(len(block)), block.tolist()
+        else:
+            rows = start + np.flatnonzero(~block.is_null().to_numpy())
+            values = block.drop_nulls().to_list()
+        texts = [_category(name, value) for value in values]
         present = np.array([text is not None for text in texts], dtype=bool)
         yield rows[present], [text for text in texts if text is not None]
 

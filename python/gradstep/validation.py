@@ -260,6 +260,17 @@ def check_values(y: Any, dtype: str, n: int, n_out: int, argument: str = "y") ->
     return numeric_array(argument, array, dtype)
 
 
+def check_counts(y: Any, dtype: str, n: int, n_out: int, argument: str = "y") -> Array:
+    """Targets as `check_values`, none of them negative."""
+    array = check_values(y, dtype, n, n_out, argument)
+    if array.min() < 0:
+        position = int(np.argmax(array < 0))
+        raise ValueError(
+            f"{argument} must not be negative for poisson, but {_cell(argument, array, position)}"
+        )
+    return array
+
+
 def check_probabilities(y: Any, dtype: str, n: int, n_out: int, argument: str = "y") -> Array:
     """Targets as `check_values`, all of them in [0, 1]."""
     array = check_values(y, dtype, n, n_out, argument)
@@ -331,6 +342,7 @@ def _short(row: Array) -> str:
 
 TARGET_CHECKS: dict[str, Callable[[Any, str, int, int, str], Array]] = {
     "values": check_values,
+    "counts": check_counts,
     "probabilities": check_probabilities,
     "labels": check_labels,
 }

@@ -127,6 +127,11 @@ def set_num_threads(count: int | None) -> None:
     _num_threads = number
 
 
+def chosen_num_threads() -> int:
+    """What `set_num_threads` was told last; 0 for the default."""
+    return _num_threads
+
+
 def get_num_threads() -> int:
     """Threads that one step of the automatic backend may use."""
     return get().get_num_threads()

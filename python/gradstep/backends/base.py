@@ -7,13 +7,15 @@ engines trust them.
 Conventions, the same for every backend:
 
 - Rows are samples: a layer computes ``a = act(x W + b)`` with ``W`` of shape (n_in, n_out).
-- Losses are means over the batch (weighted means with sample weights), over outputs too for mse,
-  mae and huber, summed over outputs for the cross-entropies; with ``l2 > 0`` every loss includes
-  ``l2 / 2 * sum(W**2)`` over all weights, never over biases.
-- Classification losses take logits: a plan's last activation is the identity there, and `predict`
-  applies the link (`sigmoid` or `softmax`).
-- The batches of an epoch are consecutive slices of `gradstep.random.permutation`; the last one may
-  be smaller. A batch that holds every row is not shuffled.
+- Losses are means over the batch (weighted means with sample weights), over outputs too for mse, mae,
+  huber and quantile, summed over outputs for poisson and the cross-entropies; with ``l2 > 0`` every loss
+  includes ``l2 / 2 * sum(W**2)`` over all weights, never over biases.
+- Classification losses take logits and poisson takes logarithms of rates: a plan's last activation is the
+  identity there, and `predict` applies the link (`sigmoid`, `softmax` or `exp`).
+- The batches of an epoch are consecutive slices of `gradstep.random.permutation`, or of an order that the
+  caller gives; the last one may be smaller. A batch that holds every row is not shuffled.
+- In `train` and `step`, a layer's dropout zeroes the outputs that `gradstep.random.dropout_mask` does not
+  keep, and divides the others by ``1 - dropout``; everywhere else it does nothing.
 - Weights come from `parameters` in natural shapes, whatever the layout inside.
 """
 
@@ -22,11 +24,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+LossOptions = Mapping[str, float | tuple[float, ...]]
+"""One number for all outputs, or one an output."""
 Parameters = dict[str, Array]
 
 
@@ -39,6 +43,24 @@ class DensePlan:
     activation: str
     name: str
     """Prefix of the layer's parameters: ``dense_0`` has ``dense_0.W`` and ``dense_0.b``."""
+    dropout: float = 0.0
+    """Share of the outputs that every update drops, in [0, 1); 0 for the last layer."""
+
+
+class Csr(NamedTuple):
+    """Sparse rows: row r has the columns and values ``starts[r]`` to ``starts[r + 1]``."""
+
+    starts: Array
+    """int64 (n + 1,)."""
+    columns: Array
+    """int32 (stored values,)."""
+    values: Array
+    """In the plan's dtype, (stored values,)."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self.starts) - 1
 
 
 @dataclass(frozen=True)
@@ -48,11 +70,15 @@ class Plan:
     layers: tuple[DensePlan, ...]
     loss: str
     optimizer: str
-    loss_options: Mapping[str, float] = field(default_factory=dict)
+    loss_options: LossOptions = field(default_factory=dict)
     optimizer_options: Mapping[str, float] = field(default_factory=dict)
     """The optimizer's hyperparameters except the learning rate, which comes with every epoch."""
     l2: float = 0.0
     dtype: str = "float32"
+    l2_per_batch: bool = False
+    """A batch's penalty is divided by its summed weights, or its rows without: scikit-learn's."""
+    seed: int = 0
+    """Of the dropout masks, 64 bits; the shuffle's comes with every call."""
 
     @property
     def n_in(self) -> int:
@@ -113,9 +139,12 @@ class LayerTrace:
 class Engine(ABC):
     """A compiled plan that owns its parameters and optimizer state.
 
-    Shapes: X is (n, n_in) in the plan's dtype, C-contiguous. y is int32 (n,) for cross_entropy,
-    else (n, n_out) in the plan's dtype. weight is (n,) in the plan's dtype, or None.
+    Shapes: X is (n, n_in) in the plan's dtype, C-contiguous, or a `Csr` where `takes_sparse`. y is int32
+    (n,) for cross_entropy, else (n, n_out) in the plan's dtype. weight is (n,) in the plan's dtype, or None.
     """
+
+    takes_sparse: bool = False
+    """Whether `train`, `step` and `loss_and_gradients` take a `Csr` for X."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -172,12 +201,14 @@ class Engine(ABC):
         seed: int,
         first_epoch: int,
         shuffle: bool = True,
+        order: Array | None = None,
     ) -> TrainResult:
         """Run whole epochs: shuffle, gather, forward, loss, backward, update.
 
-        learning_rates is float64 (epochs,). Epoch e of this call is epoch ``first_epoch + e`` of the
-        permutation stream. The loss of an epoch is the mean of the losses that its batches had
-        before their updates, weighted by the batches' summed sample weights.
+        order, int64 (rows,) and C-contiguous, says which rows every epoch of the call visits, one after the
+        other; then nothing is shuffled. learning_rates is float64 (epochs,). Epoch e of this call is epoch
+        ``first_epoch + e`` of the permutation stream. The loss of an epoch is the mean of the losses that
+        its batches had before their updates, weighted by the batches' summed sample weights.
         """
 
     @abstractmethod

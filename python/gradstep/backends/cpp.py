@@ -9,6 +9,7 @@ import numpy as np
 
 from gradstep.backends import threadpool_control
 from gradstep.backends.base import Array, Backend, Engine, Parameters, Plan, TrainResult
+from gradstep.backends.numpy import LOSSES
 
 try:
     from gradstep import _core
@@ -33,14 +34,18 @@ class CppEngine(Engine):
         super().__init__(plan)
         make = _core.EngineFloat32 if plan.dtype == "float32" else _core.EngineFloat64
         self._dtype = np.dtype(plan.dtype)
+        loss_options = {**LOSSES[plan.loss].defaults, **plan.loss_options}
         self._core = make(
-            layers=[(layer.n_in, layer.n_out, layer.activation) for layer in plan.layers],
+            layers=[(layer.n_in, layer.n_out, layer.activation, layer.dropout) for layer in plan.layers],
             loss=plan.loss,
-            loss_options={name: float(value) for name, value in plan.loss_options.items()},
+            loss_options={name: np.atleast_1d(value).tolist() for name, value in loss_options.items()},
             optimizer=plan.optimizer,
             optimizer_options={name: float(value) for name, value in plan.optimizer_options.items()},
             l2=plan.l2,
+            l2_per_batch=plan.l2_per_batch,
+            seed=plan.seed,
         )
+        self.takes_sparse = self._core.takes_sparse
 
     def parameters(self) -> Parameters:
         """Copies of all parameters by name."""
@@ -98,10 +103,11 @@ class CppEngine(Engine):
         seed: int,
         first_epoch: int,
         shuffle: bool = True,
+        order: Array | None = None,
     ) -> TrainResult:
         """Run whole epochs without the GIL."""
         losses, interrupted, diverged, restored, raised = self._core.train(
-            X, y, weight, epochs, batch_size, learning_rates, seed, first_epoch, shuffle
+            X, y, weight, epochs, batch_size, learning_rates, seed, first_epoch, shuffle, order
         )
         return TrainResult(losses, interrupted, diverged, restored, raised)
 

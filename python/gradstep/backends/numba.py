@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 
 import numba
 import numpy as np
-import scipy.linalg.cython_blas  # type: ignore[import-untyped]  # noqa: F401  np.dot in jitted code calls it
+import scipy.linalg.cython_blas  # noqa: F401  np.dot in jitted code calls it
 
 from gradstep.backends import blas_threads
 from gradstep.backends import numba_kernels as kernels
@@ -88,7 +88,10 @@ class NumbaEngine(Engine):
         moments = [np.zeros(size if i < len(self._kinds) else 0, plan.dtype) for i in range(2)]
         self._model = Model(
             layers=_layer_table(plan),
+            dropout=np.array([layer.dropout for layer in plan.layers], np.float64),
+            seed=np.uint64(plan.seed),
             loss=LOSS_IDS[plan.loss],
+            loss_option=_loss_option(plan),
             optimizer=OPTIMIZER_IDS[plan.optimizer],
             options=_option_table(plan),
             theta=theta,
@@ -205,10 +208,16 @@ class NumbaEngine(Engine):
         seed: int,
         first_epoch: int,
         shuffle: bool = True,
+        order: Array | None = None,
     ) -> TrainResult:
         """Run whole epochs; Ctrl-C stops after the current slice of batches."""
-        schedule = batch_size, learning_rates, seed, first_epoch
-        progress, losses, arguments = self._train_arguments(X, y, weight, epochs, shuffle, *schedule)
+        rows = len(X) if order is None else len(order)
+        if order is not None:
+            visits = _given_order(order)
+        else:
+            visits = _make_order(rows) if shuffle and batch_size < rows else IN_ORDER
+        schedule = min(batch_size, rows), learning_rates, seed, first_epoch
+        progress, losses, arguments = self._train_arguments(X, y, weight, epochs, visits, *schedule)
         kernels.train(*arguments, 0)  # compiles, if need be, while Ctrl-C still raises
         interrupted = _run_in_slices(arguments, progress, epochs)
         self._step = int(progress[kernels.STEP])
@@ -221,7 +230,7 @@ class NumbaEngine(Engine):
         y: Array,
         weight: Array | None,
         epochs: int,
-        shuffle: bool,
+        order: Order,
         batch_size: int,
         learning_rates: Array,
         seed: int,
@@ -237,8 +246,8 @@ class NumbaEngine(Engine):
             (
                 self._model,
                 self._data(X, y, weight),
-                self._workspace(min(batch_size, len(X))),
-                _make_order(len(X)) if shuffle and batch_size < len(X) else IN_ORDER,
+                self._workspace(batch_size),
+                order,
                 Snapshot(*(np.empty_like(array) for array in state)),
                 progress,
                 np.zeros(2),
@@ -273,15 +282,30 @@ def _layer_table(plan: Plan) -> Array:
     return np.array(rows, np.int64)
 
 
+def _loss_option(plan: Plan) -> Array:
+    """The loss's option for every output; zeros if it has none."""
+    options = {**LOSSES[plan.loss].defaults, **plan.loss_options}
+    return np.array(np.broadcast_to(next(iter(options.values()), 0.0), plan.n_out), np.float64)
+
+
 def _option_table(plan: Plan) -> Array:
     options = {
-        **LOSSES[plan.loss].defaults,
-        **plan.loss_options,
         **OPTIMIZERS[plan.optimizer].defaults,
         **plan.optimizer_options,
         "l2": plan.l2,
+        "l2_per_batch": float(plan.l2_per_batch),
     }
-    names = ("l2", "delta", "momentum", "nesterov", "beta1", "beta2", "epsilon", "weight_decay")
+    names = (
+        "l2",
+        "l2_per_batch",
+        "momentum",
+        "nesterov",
+        "beta1",
+        "beta2",
+        "epsilon",
+        "weight_decay",
+        "epsilon_hat",
+    )
     return np.array([options.get(name, 0.0) for name in names], np.float64)
 
 
@@ -304,10 +328,14 @@ def _make_workspace(plan: Plan, rows: int) -> Workspace:
 
 def _make_order(n: int) -> Order:
     buckets = 1 << max(1, (n - 1).bit_length())
-    return Order(True, np.empty(n, np.int64), np.empty(n, np.uint64), np.empty(buckets + 1, np.int64))
+    return Order(True, True, np.empty(n, np.int64), np.empty(n, np.uint64), np.empty(buckets + 1, np.int64))
 
 
-IN_ORDER = Order(False, np.empty(0, np.int64), np.empty(0, np.uint64), np.zeros(3, np.int64))
+def _given_order(order: Array) -> Order:
+    return Order(False, True, order, np.empty(0, np.uint64), np.zeros(3, np.int64))
+
+
+IN_ORDER = Order(False, False, np.empty(0, np.int64), np.empty(0, np.uint64), np.zeros(3, np.int64))
 
 
 def needs_compilation(dtype: str) -> bool:
@@ -322,7 +350,7 @@ def needs_compilation(dtype: str) -> bool:
     """
     plan = Plan((DensePlan(1, 1, "identity", "any"),), "mse", "gradient_descent", dtype=dtype)
     sample, rates = np.zeros((1, 1), dtype), np.zeros(0)
-    *_, arguments = NumbaEngine(plan)._train_arguments(sample, sample, None, 0, False, 1, rates, 0, 0)
+    *_, arguments = NumbaEngine(plan)._train_arguments(sample, sample, None, 0, IN_ORDER, 1, rates, 0, 0)
     typeof: Callable[[object], object] = numba.typeof
     signature = tuple(typeof(argument) for argument in (*arguments, 0))
     if signature in kernels.train.overloads:

@@ -46,11 +46,13 @@ ACTIVATION_IDS = {
     "mish": MISH,
 }
 
-MSE, MAE, HUBER, BINARY_CROSS_ENTROPY, CROSS_ENTROPY = range(5)
+MSE, MAE, HUBER, QUANTILE, POISSON, BINARY_CROSS_ENTROPY, CROSS_ENTROPY = range(7)
 LOSS_IDS = {
     "mse": MSE,
     "mae": MAE,
     "huber": HUBER,
+    "quantile": QUANTILE,
+    "poisson": POISSON,
     "binary_cross_entropy": BINARY_CROSS_ENTROPY,
     "cross_entropy": CROSS_ENTROPY,
 }
@@ -64,10 +66,16 @@ class Model(NamedTuple):
 
     layers: Array
     """int64 (L, 6): columns N_IN ... ROW below."""
+    dropout: Array
+    """float64 (L,): share of each layer's outputs that an update drops."""
+    seed: int
+    """uint64, of the dropout masks."""
     loss: int
+    loss_option: Array
+    """float64 (n_out,): delta of huber, or the quantiles."""
     optimizer: int
     options: Array
-    """float64: entries L2 ... WEIGHT_DECAY below."""
+    """float64: entries L2 ... EPSILON_HAT below."""
     theta: Array
     """All parameters: W then b of every layer, real."""
     gradient: Array
@@ -85,7 +93,7 @@ N_IN, N_OUT, ACTIVATION, WEIGHTS, BIASES, ROW = range(6)
 """Columns of `Model.layers`: widths, activation id, offsets of W and b in theta, and the layer's first
 feature in the chunk's buffers."""
 
-L2, DELTA, MOMENTUM, NESTEROV, BETA1, BETA2, EPSILON, WEIGHT_DECAY = range(8)
+L2, L2_PER_BATCH, MOMENTUM, NESTEROV, BETA1, BETA2, EPSILON, WEIGHT_DECAY, EPSILON_HAT = range(9)
 """Entries of `Model.options`."""
 
 
@@ -131,10 +139,13 @@ class Order(NamedTuple):
     """In which order an epoch visits the rows."""
 
     shuffled: bool
+    """Whether `rows` is drawn anew for every epoch."""
+    listed: bool
+    """Whether the epoch visits `rows`, not simply all rows in turn."""
     rows: Array
-    """int64 (n,), or empty if not shuffled."""
+    """int64 (rows of an epoch,), or empty if not listed."""
     keys: Array
-    """uint64 (n,), or empty."""
+    """uint64 (n,), or empty if not shuffled."""
     counts: Array
     """int64 (a power of two + 1,)."""
 
@@ -240,6 +251,27 @@ def normal_distribution(x: float) -> tuple[float, float]:
     q = ((((q * u + _C[18]) * u + _C[19]) * u + _C[20]) * u + _C[21]) * u + _C[22]
     tail = e * q / (1.0 + t)
     return tail if x < 0.0 else 1.0 - tail, e * 0.3989422804014327
+
+
+# --------------------------------------------------------------------------------------------------
+# Random numbers: `gradstep.random.philox`.
+
+DROPOUT_STREAM = 1
+_U32 = np.uint64(32)
+_LOW = np.uint64(0xFFFFFFFF)
+_MULTIPLIER_0, _MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_INCREMENT_0, _INCREMENT_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+
+
+@jit
+def philox(c0: int, c1: int, c2: int, c3: int, seed: int) -> tuple[int, int, int, int]:
+    """Philox4x32-10 of four 32-bit counter words; all numbers uint64."""
+    k0, k1 = seed & _LOW, seed >> _U32
+    for _ in range(10):
+        p0, p1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
+        c0, c1, c2, c3 = (p1 >> _U32) ^ c1 ^ k0, p1 & _LOW, (p0 >> _U32) ^ c3 ^ k1, p0 & _LOW
+        k0, k1 = (k0 + _INCREMENT_0) & _LOW, (k1 + _INCREMENT_1) & _LOW
+    return c0, c1, c2, c3
 
 
 # --------------------------------------------------------------------------------------------------
@@ -367,16 +399,20 @@ def activate(kind: int, z: Array, slope: Array) -> None:
 
 @jit
 def _regression_loss(
-    kind: int, delta: float, p: Array, y: Array, share: Array, row_loss: Array, g: Array
+    kind: int, option: Array, p: Array, y: Array, share: Array, row_loss: Array, g: Array
 ) -> None:
     n_out, B = p.shape
     for j in range(n_out):
+        delta = option[j]
         for r in range(B):
             d = float(p[j, r]) - float(y[j, r])
             if kind == MSE:
                 value, slope = d * d, 2.0 * d
             elif kind == MAE:
                 value, slope = abs(d), (1.0 if d > 0.0 else 0.0) - (1.0 if d < 0.0 else 0.0)
+            elif kind == QUANTILE:
+                slope = 1.0 - delta if d > 0.0 else (-delta if d < 0.0 else 0.0)
+                value = d * slope
             else:
                 slope = -delta if d < -delta else (delta if d > delta else d)
                 value = slope * (d - 0.5 * slope)
@@ -393,6 +429,17 @@ def _binary_cross_entropy(z: Array, y: Array, share: Array, row_loss: Array, g: 
             e = exp_negative(-abs(v))
             row_loss[r] += (v if v > 0.0 else 0.0) - v * t + log1p_unit(e)
             g[j, r] = ((e if v < 0.0 else 1.0) / (1.0 + e) - t) * share[r]
+
+
+@jit
+def _poisson(z: Array, y: Array, share: Array, row_loss: Array, g: Array) -> None:
+    n_out, B = z.shape
+    for j in range(n_out):
+        for r in range(B):
+            v, t = float(z[j, r]), float(y[j, r])
+            rate = math.exp(v)
+            row_loss[r] += rate - t * v + (t * (math.log(t) - 1.0) if t > 0.0 else 0.0)
+            g[j, r] = (rate - t) * share[r]
 
 
 @jit
@@ -440,8 +487,10 @@ def loss_and_delta(model: Model, work: Workspace, p: Array, y: Array, labels: Ar
             row_loss[r] = 0.0
         if model.loss == BINARY_CROSS_ENTROPY:
             _binary_cross_entropy(p, y, share, row_loss, g)
+        elif model.loss == POISSON:
+            _poisson(p, y, share, row_loss, g)
         else:
-            _regression_loss(model.loss, model.options[DELTA], p, y, share, row_loss, g)
+            _regression_loss(model.loss, model.loss_option, p, y, share, row_loss, g)
     total = 0.0
     for r in range(B):
         total += share[r] * row_loss[r]
@@ -560,7 +609,7 @@ def gather(model: Model, data: Data, order: Order, start: int, B: int, x: Array)
         for f in range(x.shape[0]):
             shift, scale = model.shift[f], model.scale[f]
             for r in range(block, end):
-                row = order.rows[start + r] if order.shuffled else start + r
+                row = order.rows[start + r] if order.listed else start + r
                 x[f, r] = (data.X[row, f] - shift) * scale
 
 
@@ -568,7 +617,7 @@ def gather(model: Model, data: Data, order: Order, start: int, B: int, x: Array)
 def gather_targets(data: Data, order: Order, start: int, B: int, y: Array, labels: Array) -> None:
     """Copy the chunk's targets to y (n_out, B), or its labels."""
     for r in range(B):
-        row = order.rows[start + r] if order.shuffled else start + r
+        row = order.rows[start + r] if order.listed else start + r
         if data.labels.size > 0:
             labels[r] = data.labels[row]
         else:
@@ -583,7 +632,7 @@ def batch_weight(data: Data, order: Order, start: int, stop: int) -> float:
         return float(stop - start)
     total = 0.0
     for position in range(start, stop):
-        total += data.weight[order.rows[position] if order.shuffled else position]
+        total += data.weight[order.rows[position] if order.listed else position]
     return total
 
 
@@ -594,15 +643,37 @@ def gather_shares(data: Data, order: Order, start: int, B: int, total_weight: fl
         share[r] = 1.0
     if data.weight.size > 0:
         for r in range(B):
-            share[r] = data.weight[order.rows[start + r] if order.shuffled else start + r]
+            share[r] = data.weight[order.rows[start + r] if order.listed else start + r]
     factor = 1.0 / total_weight if total_weight > 0.0 else 0.0
     for r in range(B):
         share[r] *= factor
 
 
 @jit
-def forward(model: Model, work: Workspace, B: int) -> Array:
-    """Outputs (n_out, B) of the gathered chunk, with all layers' outputs and slopes left behind."""
+def drop(model: Model, layer: int, step: int, first: int, a: Array, slope: Array) -> None:
+    """`gradstep.random.dropout_mask` on a (n_out, B) and its slope; the chunk begins at row `first`."""
+    rate = model.dropout[layer]
+    threshold, factor = np.uint64(rate * 4294967296.0), a.dtype.type(1.0 / (1.0 - rate))
+    stream = np.uint64(DROPOUT_STREAM + layer)
+    nothing = a.dtype.type(0)
+    for j in range(a.shape[0]):
+        for group in range(first // 4, (first + a.shape[1] + 3) // 4):
+            words = philox(np.uint64(j), np.uint64(group), np.uint64(step) & _LOW, stream, model.seed)
+            for w in range(4):
+                r = 4 * group + w - first
+                if 0 <= r < a.shape[1]:
+                    kept = factor if words[w] >= threshold else nothing
+                    a[j, r] *= kept
+                    slope[j, r] *= kept
+
+
+@jit
+def forward(model: Model, work: Workspace, B: int, step: int, first: int) -> Array:
+    """Outputs (n_out, B) of the gathered chunk, with all layers' outputs and slopes left behind.
+
+    Units are dropped for the update after ``step`` others, if that is not negative; the chunk begins at row
+    ``first`` of the batch.
+    """
     x = rows_of(work.inputs, work, 0, model.layers[0, N_IN], B)
     for layer in range(model.layers.shape[0]):
         n_out, row = model.layers[layer, N_OUT], model.layers[layer, ROW]
@@ -611,6 +682,10 @@ def forward(model: Model, work: Workspace, B: int) -> Array:
         affine(W, b, x, z)
         slope = rows_of(work.slopes, work, row, n_out, B)
         activate(model.layers[layer, ACTIVATION], z.reshape(n_out * B), slope.reshape(n_out * B))
+        if step >= 0 and model.dropout[layer] > 0.0:
+            if model.layers[layer, ACTIVATION] == IDENTITY:
+                slope[:] = slope.dtype.type(1)
+            drop(model, layer, step, first, z, slope)
         x = z
     return x
 
@@ -623,7 +698,7 @@ def _multiply(delta: Array, slope: Array) -> None:
 
 
 @jit
-def backward(model: Model, work: Workspace, B: int, first: bool, input_gradient: bool) -> None:
+def backward(model: Model, work: Workspace, B: int, first: bool, dropped: bool, input_gradient: bool) -> None:
     """Error signals and gradients of a chunk, from dJ/dp in ``work.delta``.
 
     Gradients overwrite those of the model if the chunk is the batch's first, else add to them. With
@@ -633,7 +708,7 @@ def backward(model: Model, work: Workspace, B: int, first: bool, input_gradient:
     for layer in range(model.layers.shape[0] - 1, -1, -1):
         n_in, n_out = model.layers[layer, N_IN], model.layers[layer, N_OUT]
         delta = rows_of(signal, work, 0, n_out, B)
-        if model.layers[layer, ACTIVATION] != IDENTITY:
+        if model.layers[layer, ACTIVATION] != IDENTITY or (dropped and model.dropout[layer] > 0.0):
             slope = rows_of(work.slopes, work, model.layers[layer, ROW], n_out, B)
             _multiply(delta, slope)
         below = model.layers[layer - 1, ROW] if layer > 0 else 0
@@ -654,9 +729,11 @@ def backward(model: Model, work: Workspace, B: int, first: bool, input_gradient:
 
 
 @jit
-def add_penalty(model: Model) -> float:
+def add_penalty(model: Model, total_weight: float) -> float:
     """Add l2 W to dJ/dW of every layer; returns l2 / 2 sum(W^2)."""
     l2 = model.options[L2]
+    if model.options[L2_PER_BATCH] != 0.0:
+        l2 = l2 / total_weight if total_weight > 0.0 else 0.0
     if l2 == 0.0:
         return 0.0
     total = 0.0
@@ -678,9 +755,12 @@ def add_penalty(model: Model) -> float:
 
 @jit
 def gradient_of_batch(
-    model: Model, data: Data, work: Workspace, order: Order, start: int, stop: int, dX: Array
+    model: Model, data: Data, work: Workspace, order: Order, start: int, stop: int, step: int, dX: Array
 ) -> float:
-    """Mean loss of a batch with the penalty; its gradient goes to the model, dJ/dX to dX unless empty."""
+    """Mean loss of a batch with the penalty; its gradient goes to the model, dJ/dX to dX unless empty.
+
+    Units are dropped for the update after ``step`` others, if that is not negative.
+    """
     total_weight = batch_weight(data, order, start, stop)
     n_in = model.layers[0, N_IN]
     n_out = model.layers[model.layers.shape[0] - 1, N_OUT]
@@ -693,14 +773,14 @@ def gradient_of_batch(
         gather(model, data, order, chunk, B, x)
         gather_targets(data, order, chunk, B, y, work.labels)
         gather_shares(data, order, chunk, B, total_weight, work.share)
-        p = forward(model, work, B)
+        p = forward(model, work, B, step, chunk - start)
         loss += loss_and_delta(model, work, p, y, work.labels, g)
-        backward(model, work, B, chunk == start, dX.size > 0)
+        backward(model, work, B, chunk == start, step >= 0, dX.size > 0)
         if dX.size > 0:
             for r in range(B):
                 for f in range(n_in):
                     dX[chunk + r, f] = x[f, r] * model.scale[f]
-    return loss + add_penalty(model)
+    return loss + add_penalty(model, total_weight)
 
 
 @jit
@@ -710,6 +790,8 @@ def _update_adam(model: Model, start: int, stop: int, rate: float, step: int) ->
     gain1, gain2, epsilon = real(1.0 - beta1), real(1.0 - beta2), real(model.options[EPSILON])
     rate_hat = real(rate / (1.0 - beta1**step))
     root_hat = real(1.0 / math.sqrt(1.0 - beta2**step))
+    if model.options[EPSILON_HAT] != 0.0:
+        epsilon *= root_hat
     theta, m, v, g = model.theta, model.first_moment, model.second_moment, model.gradient
     for i in range(start, stop):
         m[i] += gain1 * (g[i] - m[i])
@@ -752,21 +834,11 @@ def update(model: Model, learning_rate: float, step: int) -> None:
 # --------------------------------------------------------------------------------------------------
 # Shuffling: `gradstep.random.permutation`, bit for bit.
 
-_U32 = np.uint64(32)
-_LOW = np.uint64(0xFFFFFFFF)
-_MULTIPLIER_0, _MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-_INCREMENT_0, _INCREMENT_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
-
 
 @jit
 def pair_keys(pair: int, seed: int, epoch: int) -> tuple[int, int]:
-    """Sort keys of rows 2 pair and 2 pair + 1: Philox4x32-10; all numbers uint64."""
-    c0, c1, c2, c3 = pair & _LOW, pair >> _U32, epoch & _LOW, pair ^ pair
-    k0, k1 = seed & _LOW, seed >> _U32
-    for _ in range(10):
-        p0, p1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
-        c0, c1, c2, c3 = (p1 >> _U32) ^ c1 ^ k0, p1 & _LOW, (p0 >> _U32) ^ c3 ^ k1, p0 & _LOW
-        k0, k1 = (k0 + _INCREMENT_0) & _LOW, (k1 + _INCREMENT_1) & _LOW
+    """Sort keys of rows 2 pair and 2 pair + 1; all numbers uint64."""
+    c0, c1, c2, c3 = philox(pair & _LOW, pair >> _U32, epoch & _LOW, pair ^ pair, seed)
     return c0 | (c1 << _U32), c2 | (c3 << _U32)
 
 
@@ -867,7 +939,7 @@ def train(
     seed, first_epoch
         uint64.
     """
-    n = data.X.shape[0]
+    n = order.rows.size if order.listed else data.X.shape[0]
     state = Snapshot(model.theta, model.first_moment, model.second_moment)
     nothing = np.empty((0, 0), model.theta.dtype)
     while budget > 0 and progress[EPOCH] < losses.size and progress[DIVERGED] == 0:
@@ -879,7 +951,7 @@ def train(
             if order.shuffled:
                 shuffle(order, seed, first_epoch + np.uint64(epoch))
         stop = min(start + batch_size, n)
-        loss = gradient_of_batch(model, data, work, order, start, stop, nothing)
+        loss = gradient_of_batch(model, data, work, order, start, stop, progress[STEP], nothing)
         progress[BATCH] += 1
         if math.isfinite(loss):
             progress[STEP] += 1
@@ -902,14 +974,14 @@ def train(
 @entry
 def gradient(model: Model, data: Data, work: Workspace, order: Order, dX: Array) -> float:
     """Mean loss of all rows with the penalty; gradients go to the model, dJ/dX to dX unless empty."""
-    return gradient_of_batch(model, data, work, order, 0, data.X.shape[0], dX)
+    return gradient_of_batch(model, data, work, order, 0, data.X.shape[0], -1, dX)
 
 
 @entry
 def step(model: Model, data: Data, work: Workspace, order: Order, learning_rate: float, number: int) -> float:
     """One update on all rows, the number-th of the run, if the loss before it is finite; returns the loss."""
     loss = gradient_of_batch(
-        model, data, work, order, 0, data.X.shape[0], np.empty((0, 0), model.theta.dtype)
+        model, data, work, order, 0, data.X.shape[0], number - 1, np.empty((0, 0), model.theta.dtype)
     )
     if math.isfinite(loss):
         update(model, learning_rate, number)
@@ -927,7 +999,7 @@ def evaluate(model: Model, data: Data, work: Workspace, order: Order, out: Array
     for chunk in range(0, n, work.rows):
         B = min(work.rows, n - chunk)
         gather(model, data, order, chunk, B, rows_of(work.inputs, work, 0, n_in, B))
-        p = forward(model, work, B)
+        p = forward(model, work, B, -1, 0)
         g = rows_of(work.delta, work, 0, n_out, B)
         if compared:
             y = rows_of(work.delta_below, work, 0, n_out, B)
@@ -950,4 +1022,9 @@ def _write_linked(model: Model, work: Workspace, p: Array, scratch: Array, out: 
     for j in range(n_out):
         for r in range(B):
             v = linked[j, r]
-            out[r, j] = sigmoid(float(v)) if model.loss == BINARY_CROSS_ENTROPY else v
+            if model.loss == BINARY_CROSS_ENTROPY:
+                out[r, j] = sigmoid(float(v))
+            elif model.loss == POISSON:
+                out[r, j] = math.exp(float(v))
+            else:
+                out[r, j] = v

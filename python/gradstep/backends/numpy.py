@@ -16,9 +16,18 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gradstep.backends import blas_threads
-from gradstep.backends.base import Array, Backend, Engine, LayerTrace, Parameters, Plan, TrainResult
+from gradstep.backends.base import (
+    Array,
+    Backend,
+    Engine,
+    LayerTrace,
+    LossOptions,
+    Parameters,
+    Plan,
+    TrainResult,
+)
 from gradstep.backends.interrupt import deferred_interrupt
-from gradstep.random import permutation
+from gradstep.random import dropout_mask, permutation
 
 # --------------------------------------------------------------------------------------------------
 # Activations. exp is only taken of arguments <= 0, so that nothing overflows.
@@ -193,34 +202,50 @@ ACTIVATIONS: dict[str, Activation] = {
 class Loss:
     """A loss per row with its gradient, and the link from outputs to predictions."""
 
-    value_and_gradient: Callable[[Array, Array, Mapping[str, float]], tuple[Array, Array]]
+    value_and_gradient: Callable[[Array, Array, LossOptions], tuple[Array, Array]]
     link: str = "identity"
-    defaults: Mapping[str, float] = field(default_factory=dict)
+    defaults: LossOptions = field(default_factory=dict)
     """Options with their defaults."""
 
 
-def _mse(p: Array, y: Array, options: Mapping[str, float]) -> tuple[Array, Array]:
+def _mse(p: Array, y: Array, options: LossOptions) -> tuple[Array, Array]:
     d = p - y
     return np.mean(d * d, axis=1), 2 * d / d.shape[1]
 
 
-def _mae(p: Array, y: Array, options: Mapping[str, float]) -> tuple[Array, Array]:
+def _mae(p: Array, y: Array, options: LossOptions) -> tuple[Array, Array]:
     d = p - y
     return np.mean(np.abs(d), axis=1), np.sign(d) / d.shape[1]
 
 
-def _huber(p: Array, y: Array, options: Mapping[str, float]) -> tuple[Array, Array]:
+def _huber(p: Array, y: Array, options: LossOptions) -> tuple[Array, Array]:
     d = p - y
-    clipped = np.clip(d, -options["delta"], options["delta"])
+    delta = np.asarray(options["delta"], d.dtype)
+    clipped = np.clip(d, -delta, delta)
     return np.mean(clipped * (d - clipped / 2), axis=1), clipped / d.shape[1]
 
 
-def _binary_cross_entropy(z: Array, y: Array, options: Mapping[str, float]) -> tuple[Array, Array]:
+def _quantile(p: Array, y: Array, options: LossOptions) -> tuple[Array, Array]:
+    """Koenker and Bassett, "Regression quantiles", Econometrica 46, 1978."""
+    d = p - y
+    quantile = np.asarray(options["quantile"], d.dtype)
+    slope = np.where(d > 0, 1 - quantile, np.where(d < 0, -quantile, d))
+    return np.mean(d * slope, axis=1), slope / d.shape[1]
+
+
+def _poisson(z: Array, y: Array, options: LossOptions) -> tuple[Array, Array]:
+    """``exp(z) - y z + y log(y) - y``, half the deviance of counts y with the rate exp(z), summed."""
+    rate = np.exp(z)
+    least = np.where(y > 0, y * (np.log(np.where(y > 0, y, 1)) - 1), 0)
+    return np.sum(rate - y * z + least, axis=1), rate - y
+
+
+def _binary_cross_entropy(z: Array, y: Array, options: LossOptions) -> tuple[Array, Array]:
     """``-y log(sigmoid(z)) - (1 - y) log(1 - sigmoid(z))``, summed over outputs."""
     return np.sum(_softplus(z) - z * y, axis=1), _sigmoid(z) - y
 
 
-def _cross_entropy(z: Array, y: Array, options: Mapping[str, float]) -> tuple[Array, Array]:
+def _cross_entropy(z: Array, y: Array, options: LossOptions) -> tuple[Array, Array]:
     """``-log(softmax(z)[y])`` with y the number of the class."""
     rows = np.arange(len(y))
     top = np.max(z, axis=1)
@@ -235,6 +260,8 @@ LOSSES: dict[str, Loss] = {
     "mse": Loss(_mse),
     "mae": Loss(_mae),
     "huber": Loss(_huber, defaults={"delta": 1.0}),
+    "quantile": Loss(_quantile, defaults={"quantile": 0.5}),
+    "poisson": Loss(_poisson, link="exp"),
     "binary_cross_entropy": Loss(_binary_cross_entropy, link="sigmoid"),
     "cross_entropy": Loss(_cross_entropy, link="softmax"),
 }
@@ -248,6 +275,7 @@ def _softmax(z: Array) -> Array:
 
 LINKS: dict[str, Callable[[Array], Array]] = {
     "identity": lambda z: z,
+    "exp": np.exp,
     "sigmoid": _sigmoid,
     "softmax": _softmax,
 }
@@ -301,7 +329,10 @@ def _adam(theta: Array, g: Array, moments: list[Array], u: Update) -> None:
     v += (1 - beta2) * (g * g - v)
     m_hat = m / (1 - beta1**u.step)
     v_hat = v / (1 - beta2**u.step)
-    theta -= u.learning_rate * m_hat / (np.sqrt(v_hat) + u.options["epsilon"])
+    epsilon = u.options["epsilon"]
+    if u.options["epsilon_hat"]:
+        epsilon /= (1 - beta2**u.step) ** 0.5
+    theta -= u.learning_rate * m_hat / (np.sqrt(v_hat) + epsilon)
 
 
 def _adamw(theta: Array, g: Array, moments: list[Array], u: Update) -> None:
@@ -311,7 +342,7 @@ def _adamw(theta: Array, g: Array, moments: list[Array], u: Update) -> None:
     _adam(theta, g, moments, u)
 
 
-_ADAM_DEFAULTS = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
+_ADAM_DEFAULTS = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "epsilon_hat": 0.0}
 
 OPTIMIZERS: dict[str, Optimizer] = {
     "gradient_descent": Optimizer(_gradient_descent),
@@ -328,13 +359,29 @@ def _transform(X: Array, shift: Array | None, scale: Array | None) -> Array:
     return X if shift is None or scale is None else (X - shift) * scale
 
 
-def _forward(plan: Plan, parameters: Mapping[str, Array], x: Array) -> Iterator[tuple[Array, Array, Array]]:
+def _forward(
+    plan: Plan, parameters: Mapping[str, Array], x: Array, masks: Masks = None
+) -> Iterator[tuple[Array, Array, Array]]:
     """Input, pre-activation and activation of every layer in turn."""
-    for layer in plan.layers:
+    for index, layer in enumerate(plan.layers):
         z = x @ parameters[f"{layer.name}.W"] + parameters[f"{layer.name}.b"]
         a = ACTIVATIONS[layer.activation].forward(z)
         yield x, z, a
-        x = a
+        x = a if masks is None or index not in masks else a * masks[index]
+
+
+Masks = Mapping[int, Array] | None
+"""By layer, what its outputs are multiplied by: 0, or 1 / (1 - dropout). Srivastava et al., JMLR 15, 2014."""
+
+
+def dropout_masks(plan: Plan, step: int, rows: int) -> Masks:
+    """The masks of the update after ``step`` updates, or None without dropout."""
+    masks = {}
+    for index, layer in enumerate(plan.layers):
+        if layer.dropout:
+            kept = dropout_mask(layer.dropout, plan.seed, step, index, rows, layer.n_out)
+            masks[index] = (kept / (1 - layer.dropout)).astype(plan.dtype)
+    return masks or None
 
 
 def _loss(plan: Plan, output: Array, y: Array) -> tuple[Array, Array]:
@@ -351,11 +398,19 @@ def _shares(weight: Array | None, n: int) -> Array:
     return weight / total if total > 0 else np.zeros(n)
 
 
-def _penalty(plan: Plan, parameters: Mapping[str, Array]) -> float:
-    if plan.l2 == 0:
+def _batch_l2(plan: Plan, weight: Array | None, n: int) -> float:
+    """The plan's l2, for a batch of n rows."""
+    if plan.l2 == 0 or not plan.l2_per_batch:
+        return plan.l2
+    total = n if weight is None else float(np.sum(weight, dtype=np.float64))
+    return plan.l2 / total if total > 0 else 0.0
+
+
+def _penalty(plan: Plan, parameters: Mapping[str, Array], l2: float) -> float:
+    if l2 == 0:
         return 0.0
     weights = (parameters[f"{layer.name}.W"] for layer in plan.layers)
-    return plan.l2 / 2 * sum(float(np.sum(np.square(W, dtype=np.float64))) for W in weights)
+    return l2 / 2 * sum(float(np.sum(np.square(W, dtype=np.float64))) for W in weights)
 
 
 @np.errstate(all="ignore")
@@ -367,6 +422,7 @@ def trace(
     weight: Array | None = None,
     shift: Array | None = None,
     scale: Array | None = None,
+    masks: Masks = None,
 ) -> tuple[float, list[LayerTrace]]:
     """Run the chain rule through the network and keep everything.
 
@@ -392,6 +448,9 @@ def trace(
         Sample weights, (B,), or None.
     shift, scale
         Input transform ``(X - shift) * scale``, both (n_in,), or None.
+    masks
+        By layer, (B, n_out): the next layer's input is ``a * mask``, and the error signal takes the same
+        factor.
 
     Returns
     -------
@@ -400,19 +459,23 @@ def trace(
     layers : list of LayerTrace
         One entry per layer, first layer first.
     """
-    passes = list(_forward(plan, parameters, _transform(X, shift, scale)))
+    passes = list(_forward(plan, parameters, _transform(X, shift, scale), masks))
     row_losses, gradient = _loss(plan, passes[-1][2], y)
     shares = _shares(weight, len(X))
-    loss = float(shares @ row_losses) + _penalty(plan, parameters)
+    l2 = _batch_l2(plan, weight, len(X))
+    loss = float(shares @ row_losses) + _penalty(plan, parameters, l2)
 
     layers: list[LayerTrace] = []
     gradient = gradient * shares.astype(gradient.dtype)[:, None]
-    for layer, (x, z, a) in zip(reversed(plan.layers), reversed(passes), strict=True):
+    for index in reversed(range(len(passes))):
+        layer, (x, z, a) = plan.layers[index], passes[index]
         W = parameters[f"{layer.name}.W"]
+        if masks is not None and index in masks:
+            gradient = gradient * masks[index]
         delta = gradient * ACTIVATIONS[layer.activation].derivative(z, a)
         dW = x.T @ delta
-        if plan.l2:
-            dW += plan.l2 * W
+        if l2:
+            dW += l2 * W
         layers.append(LayerTrace(layer.name, x, z, a, delta, dW, np.sum(delta, axis=0)))
         gradient = delta @ W.T
     return loss, layers[::-1]
@@ -527,9 +590,11 @@ class NumpyEngine(Engine):
     @np.errstate(all="ignore")
     def step(self, X: Array, y: Array, weight: Array | None, learning_rate: float) -> float:
         """One forward, backward and update on all rows given; returns the loss before the update."""
-        loss, gradients, _ = self.loss_and_gradients(X, y, weight)
+        masks = dropout_masks(self.plan, self._step, len(X))
+        loss, layers = trace(self.plan, self._parameters, X, y, weight, self._shift, self._scale, masks)
         if not np.isfinite(loss):
             return loss
+        gradients = _gradients(layers)
         self._step += 1
         for name, gradient in gradients.items():
             update = Update(float(learning_rate), self._step, self._options, name.endswith(".W"))
@@ -548,17 +613,18 @@ class NumpyEngine(Engine):
         seed: int,
         first_epoch: int,
         shuffle: bool = True,
+        order: Array | None = None,
     ) -> TrainResult:
         """Run whole epochs; Ctrl-C stops after the current batch."""
         losses: list[float] = []
         with deferred_interrupt() as interrupt:
             for epoch in range(epochs):
                 start = self.parameters(), self.optimizer_state()
-                order = None
-                if shuffle and batch_size < len(X):
-                    order = permutation(len(X), seed, first_epoch + epoch)
+                visited = order
+                if visited is None and shuffle and batch_size < len(X):
+                    visited = permutation(len(X), seed, first_epoch + epoch)
                 loss_sum = weight_sum = 0.0
-                for rows in _batches(len(X), batch_size, order):
+                for rows in _batches(len(X) if visited is None else len(visited), batch_size, visited):
                     if interrupt.pressed:
                         return TrainResult(losses, interrupted=True)
                     x, w = X[rows], None if weight is None else weight[rows]

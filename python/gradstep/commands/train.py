@@ -261,7 +261,8 @@ def describe_problem(
     into = "" if problem.classes is None else f" into {len(problem.classes)} classes"
     parts = {"training": problem.train, "validation": problem.validation, "test": problem.test}
     split = ", ".join(f"{len(part[0]):,} {name}" for name, part in parts.items() if part is not None)
-    widths = [problem.train[0].shape[1], *(layer.units for layer in network.layers)]
+    hidden = [layer.units for layer in network.layers if isinstance(layer, Dense)]
+    widths = [problem.train[0].shape[1], *hidden]
     parameters = sum((n_in + 1) * n_out for n_in, n_out in pairwise(widths))
     return [
         ("data", f"{data.name}: {len(data):,} rows, {columns} {kind}"),
