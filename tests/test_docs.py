@@ -1,4 +1,4 @@
-"""The code in README.md and docs/guide.md runs as it is written."""
+"""The code in README.md and the pages of docs/ runs as it is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def python_blocks(page):
     )
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/estimators.md"])
 def test_the_pages_code_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     for package in ("pandas", "narwhals", "sklearn"):
         pytest.importorskip(package)
@@ -32,7 +32,9 @@ def test_the_quick_start_has_two_shell_blocks():
     assert len(re.findall(r"^```sh$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)) == 2
 
 
-@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", *["docs/guide.md"]])
+@pytest.mark.parametrize(
+    "page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/guide.md", "docs/estimators.md"]
+)
 def test_links_to_files_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8")):
         if not link.startswith("http"):

@@ -23,6 +23,7 @@ LAYERS = (
     {"gradients", "info", "tables", "data"},
     {"io"},
     {""},  # gradstep itself: the public names
+    {"sklearn"},
     {"cli", "commands"},
     {"__main__"},
 )
@@ -33,7 +34,8 @@ EXCEPTIONS = {("network", "io")}
 
 
 def _level(module):
-    module = "commands" if module.startswith("commands.") else module
+    package = module.partition(".")[0]
+    module = package if package in ("commands", "sklearn") else module
     levels = [level for level, names in enumerate(LAYERS) if module in names]
     assert levels, f"tests/test_layering.py does not know where gradstep.{module} belongs"
     return levels[0]
