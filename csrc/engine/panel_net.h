@@ -166,7 +166,8 @@ public:
                                           .init = k ? Init::keep : Init::bias,
                                           .bias = theta + at.biases + o * P_,
                                           .ahead = {o + 1 < o1 ? weights + block : nullptr},
-                                          .ahead_segment = row_panels * block});
+                                          .ahead_segment = row_panels * block,
+                                          .half = is_half(d.n_out, o)});
                     if (k + kDepthBlock >= d.n_in) activate(ws, l, o, r, rows);
                 }
         }
@@ -296,6 +297,9 @@ private:
                 static_cast<uint32_t>(rate * 4294967296.0), 1 / (1 - rate)};
     }
 
+    // Whether the last panel of a layer fits one of its two vectors.
+    bool is_half(ptrdiff_t width, ptrdiff_t panel) const { return v_ == 1 && 2 * (width - panel * P_) <= P_; }
+
     std::size_t weight_at(std::size_t l, ptrdiff_t i, ptrdiff_t o) const {
         const ptrdiff_t blocks = i / P_ * panels(this->plan_.layers[l].n_out) + o / P_;
         return this->layout_.layers[l].weights + static_cast<std::size_t>((blocks * P_ + i % P_) * P_ + o % P_);
@@ -318,7 +322,8 @@ private:
                               .init = o ? Init::keep : Init::zero,
                               .bias = nullptr,
                               .ahead = {theta + weight_at(l, i * P_, end * P_)},
-                              .ahead_segment = P_ * P_});
+                              .ahead_segment = P_ * P_,
+                              .half = is_half(this->plan_.layers[l].n_in, i)});
     }
 
     void through_activation(const Workspace<T>& ws, std::size_t l, ptrdiff_t i, ptrdiff_t r0, ptrdiff_t r1) const {
@@ -347,7 +352,8 @@ private:
                                          .init = sink.keep ? Init::keep : Init::zero,
                                          .bias = nullptr,
                                          .ahead = {sink.state(0, at), sink.state(1, at)},
-                                         .ahead_segment = 0});
+                                         .ahead_segment = 0,
+                                         .half = is_half(this->plan_.layers[l].n_out, o)});
         finish_gradient(sink, at, inputs * P_, scratch, &Hypers<T>::weights);
     }
 

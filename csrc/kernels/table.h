@@ -42,6 +42,7 @@ struct Product {
     // Null: nothing. Only with panels of two vectors.
     const T* ahead[2];
     ptrdiff_t ahead_segment;
+    bool half;  // only the first of two vectors has columns of its own; the other one becomes zero
 };
 
 // z and a are the same memory unless needs_z. The identity has null functions.
