@@ -115,7 +115,7 @@ def network_seconds(model: Any, problem: Problem, epochs: int) -> float:
 
 def speed_row(name: str, problem: Problem, rounds: int) -> str:
     """One problem: both libraries in turn, with the same number of epochs."""
-    epochs = max(5, min(100, 200_000 // len(problem.y)))
+    epochs = max(20, min(100, 200_000 // len(problem.y)))
     parameters = {"max_iter": epochs, "tol": 0.0, "n_iter_no_change": 10**6, "random_state": 0}
     pair = (
         (neural_network.MLPClassifier, MLPClassifier)

@@ -88,7 +88,7 @@ def minimize(
             f"{result.message}\n\nYou might also want to scale the data or to increase max_iter="
             f"{settings.max_iter}.",
             ConvergenceWarning,
-            stacklevel=4,
+            stacklevel=6,
         )
     coefs, intercepts = function.unpack(result.x)
     estimator.n_iter_ = max(1, min(int(result.nit), settings.max_iter))

@@ -118,7 +118,7 @@ class StochasticSolver:
             if result.diverged:
                 raise ValueError(NON_FINITE)
             if result.interrupted:
-                warnings.warn("Training interrupted by user.", stacklevel=4)
+                warnings.warn("Training interrupted by user.", stacklevel=6)
                 break
             self._record(result.losses[0] * self.objective.reported)
             is_over = self._is_over()
@@ -129,7 +129,7 @@ class StochasticSolver:
                     f"Stochastic Optimizer: Maximum iterations ({settings.max_iter}) reached and the "
                     "optimization hasn't converged yet.",
                     ConvergenceWarning,
-                    stacklevel=4,
+                    stacklevel=6,
                 )
         self._finish()
 
@@ -140,7 +140,7 @@ class StochasticSolver:
         if wanted > self.n:
             warnings.warn(
                 "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped",
-                stacklevel=5,
+                stacklevel=7,
             )
         return min(wanted, self.n)
 
