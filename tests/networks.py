@@ -18,6 +18,11 @@ OPTIMIZER_OPTIONS: dict[str, dict[str, float]] = {
     "sgd": {"momentum": 0.9, "nesterov": 1.0},
     "adam": {"beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8},
     "adamw": {"beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8, "weight_decay": 0.1},
+    "amsgrad": {"beta1": 0.5, "beta2": 0.7, "epsilon": 1e-8},
+    "nadam": {"beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8, "momentum_decay": 0.1},
+    "rmsprop": {"decay": 0.9, "momentum": 0.5, "epsilon": 1e-8},
+    "adagrad": {"epsilon": 1e-8},
+    "lion": {"beta1": 0.9, "beta2": 0.95, "weight_decay": 0.1},
 }
 
 

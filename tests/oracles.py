@@ -247,7 +247,36 @@ def optimizer_change(
         decay = lr * options["weight_decay"] if name == "adamw" and is_weight else 0.0
         epsilon = options["epsilon"] / (math.sqrt(1 - b2**t) if options.get("epsilon_hat") else 1.0)
         return theta - decay * theta - lr * m / (np.sqrt(v) + epsilon)
+    if name == "amsgrad":
+        b1, b2 = options["beta1"], options["beta2"]
+        squares = [_decayed(b2, [g**2 for g in gradients[: i + 1]]) for i in range(t)]
+        root = np.sqrt(np.max(squares, axis=0) / (1 - b2**t)) + options["epsilon"]
+        return theta - lr * _decayed(b1, gradients) / (1 - b1**t) / root
+    if name == "nadam":
+        b1, b2 = options["beta1"], options["beta2"]
+        mu = [b1 * (1 - 0.96 ** (i * options["momentum_decay"]) / 2) for i in range(1, t + 2)]
+        of_gradient, of_moment = (1 - mu[-2]) / (1 - math.prod(mu[:-1])), mu[-1] / (1 - math.prod(mu))
+        root = np.sqrt(_decayed(b2, [g**2 for g in gradients]) / (1 - b2**t)) + options["epsilon"]
+        return theta - lr * (of_gradient * last + of_moment * _decayed(b1, gradients)) / root
+    if name == "rmsprop":
+        steps = [
+            g / (np.sqrt(_decayed(options["decay"], [g**2 for g in gradients[: i + 1]])) + options["epsilon"])
+            for i, g in enumerate(gradients)
+        ]
+        return theta - lr * sum(options["momentum"] ** (t - 1 - i) * step for i, step in enumerate(steps))
+    if name == "adagrad":
+        return theta - lr * last / (np.sqrt(sum(g**2 for g in gradients)) + options["epsilon"])
+    if name == "lion":
+        past = _decayed(options["beta2"], gradients[:-1]) if t > 1 else 0.0
+        direction = np.sign(options["beta1"] * past + (1 - options["beta1"]) * last)
+        decay = options["weight_decay"] if is_weight else 0.0
+        return theta - lr * (direction + decay * theta)
     raise KeyError(name)
+
+
+def _decayed(beta: float, values: Sequence[Array]) -> Array:
+    """The exponential mean that began with zero."""
+    return sum((1 - beta) * beta ** (len(values) - 1 - i) * value for i, value in enumerate(values))
 
 
 # --------------------------------------------------------------------------------------------------

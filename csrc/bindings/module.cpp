@@ -47,6 +47,8 @@ constexpr Option kOptimizerOptions[] = {
     {"epsilon", &Plan::epsilon},
     {"weight_decay", &Plan::weight_decay},
     {"epsilon_hat", &Plan::epsilon_hat},
+    {"momentum_decay", &Plan::momentum_decay},
+    {"decay", &Plan::beta2},
 };
 constexpr const char* kLossOptions[] = {"delta", "quantile"};  // of different losses, one an output
 
@@ -210,6 +212,9 @@ public:
         const Data<T> data = data_of(X, y, weight);
         TrainOptions options = options_of(epochs, batch_size, learning_rates, seed, first_epoch, shuffle);
         if (order) set_order(options, *order, data.n);
+        const int64_t rows = order ? options.order_rows : data.n;
+        require(options.rates == 1 || options.rates == (rows + batch_size - 1) / batch_size,
+                "learning_rates must have one for each batch");
         Signals signals;
         TrainResult result;
         {
@@ -297,8 +302,10 @@ private:
     static TrainOptions options_of(int64_t epochs, int64_t batch_size, const Matrix<double>& learning_rates,
                                    uint64_t seed, uint32_t first_epoch, bool shuffle) {
         require(batch_size > 0, "batch_size must be positive");
-        require(learning_rates.ndim() == 1 && learning_rates.shape(0) == epochs, "learning_rates must be (epochs,)");
-        return {epochs, batch_size, learning_rates.data(), seed, first_epoch, shuffle};
+        require(learning_rates.ndim() >= 1 && learning_rates.ndim() <= 2 && learning_rates.shape(0) == epochs,
+                "learning_rates must be (epochs,) or (epochs, steps)");
+        const int64_t rates = learning_rates.ndim() == 2 ? learning_rates.shape(1) : 1;
+        return {epochs, batch_size, learning_rates.data(), rates, seed, first_epoch, shuffle};
     }
 
     static void set_order(TrainOptions& options, const Matrix<int64_t>& order, int64_t n) {

@@ -47,7 +47,7 @@ Engine<T>::Engine(const Plan& plan, const KernelTable& table)
       k_(of_type<T>(table)),
       net_(make_net(k_, plan)),
       update_(find(k_.optimizers, k_.n_optimizers, plan.optimizer), plan),
-      count_(plan.beta1, plan.beta2),
+      count_(plan),
       inference_(*net_) {
     const std::size_t n = net_->parameters().total;
     const std::size_t arrays = 1 + static_cast<std::size_t>(optimizer().states);
@@ -317,7 +317,8 @@ double Engine<T>::run_epoch(const Data<T>& data, const TrainOptions& options, in
         if (interrupts.stop()) return loss;
         const Batch<T> b{&data, order, r, std::min(options.batch_size, rows - r)};
         const Scales s = scales(b);
-        const double batch_loss = step_batch(b, s, options.learning_rates[epoch], threads);
+        const double* rates = options.learning_rates + epoch * options.rates;
+        const double batch_loss = step_batch(b, s, options.rates > 1 ? rates[r / options.batch_size] : *rates, threads);
         if (!std::isfinite(batch_loss)) return batch_loss;
         loss += batch_loss * s.weight_sum;
         weight += s.weight_sum;

@@ -20,7 +20,8 @@ namespace gradstep {
 
 struct TrainOptions {
     int64_t epochs, batch_size;
-    const double* learning_rates;  // one an epoch
+    const double* learning_rates;  // (epochs, rates)
+    int64_t rates;                 // 1, or one for each batch
     uint64_t seed;
     uint32_t first_epoch;
     bool shuffle;
@@ -43,7 +44,7 @@ public:
     const Plan& plan() const { return plan_; }
     const Optimizer<T>& optimizer() const { return update_.optimizer; }
 
-    // Natural shapes: W (n_in, n_out), b (n_out,). what: -1 the parameters, 0 and 1 the optimizer's states.
+    // Natural shapes: W (n_in, n_out), b (n_out,). what: -1 the parameters, else one of the optimizer's states.
     void get(int what, std::size_t layer, T* W, T* b) const;
     void set(int what, std::size_t layer, const T* W, const T* b);  // null: stays as it is
     int64_t step_count() const { return count_.value(); }
@@ -86,9 +87,9 @@ private:
     double accumulate_passes(const Batch<T>& b, T scale, int threads, const DropStep& drop, T* dx);
     DropStep drop_step() const { return {drops_, static_cast<uint32_t>(count_.value()), 0}; }
     bool apply(const T* gradient, ptrdiff_t part_stride, int parts, int threads);
-    // Whether a gradient can enter the optimizer: the moments of Adam hold squares.
+    // Whether a gradient can enter the optimizer, squared where that is what the states hold.
     bool (*guard() const)(const T*, ptrdiff_t) noexcept {
-        return optimizer().states < 2 ? k_.all_finite : k_.squares_finite;
+        return optimizer().squares ? k_.squares_finite : k_.all_finite;
     }
     std::size_t state_size() const;
     bool remember(bool after_guarded_steps);

@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include <cmath>
+
 #include "engine/plan.h"
 #include "kernels/table.h"
 
@@ -9,15 +11,16 @@ namespace gradstep {
 
 class StepCount {
 public:
-    StepCount(double beta1, double beta2) : beta1_(beta1), beta2_(beta2) {}
+    explicit StepCount(const Plan& plan)
+        : beta1_(plan.beta1), beta2_(plan.beta2), momentum_decay_(plan.momentum_decay) {}
 
     int64_t value() const { return step_; }
 
     // Products, not pow: a resumed run multiplies the same factors in the same order.
     void set(int64_t step) {
         step_ = 0;
-        power1_ = power2_ = 1;
-        while (step_ < step && (power1_ > 0 || power2_ > 0)) advance();
+        power1_ = power2_ = product_ = 1;
+        while (step_ < step && (power1_ > 0 || power2_ > 0 || product_ > 0)) advance();
         step_ = step;
     }
 
@@ -25,10 +28,18 @@ public:
         ++step_;
         power1_ = next_power(power1_, beta1_);
         power2_ = next_power(power2_, beta2_);
+        product_ = momentum_decay_ > 0 ? next_power(product_, momentum(step_)) : 0;
     }
 
-    double correction1() const { return 1 - power1_; }
     double correction2() const { return 1 - power2_; }
+
+    // What multiplies the learning rate in front of the first moment, and of the gradient beside it.
+    double moment_size() const {
+        if (momentum_decay_ == 0) return 1 / (1 - power1_);
+        const double next = momentum(step_ + 1);
+        return next / (1 - product_ * next);
+    }
+    double gradient_size() const { return momentum_decay_ == 0 ? 0 : (1 - momentum(step_)) / (1 - product_); }
 
 private:
     // A power that no longer changes 1 - power is zero: left alone it would become subnormal, and slow.
@@ -37,8 +48,14 @@ private:
         return power * beta < negligible ? 0.0 : power * beta;
     }
 
-    double beta1_, beta2_;
+    // Dozat 2016: the momentum of nadam's step t.
+    double momentum(int64_t t) const {
+        return beta1_ * (1 - 0.5 * std::pow(0.96, static_cast<double>(t) * momentum_decay_));
+    }
+
+    double beta1_, beta2_, momentum_decay_;
     double power1_ = 1, power2_ = 1;
+    double product_ = 1;  // of nadam's momenta
     int64_t step_ = 0;
 };
 

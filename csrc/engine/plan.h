@@ -18,7 +18,8 @@ struct Plan {
     std::vector<double> loss_option;  // one an output, or none
     std::string optimizer;
     double momentum = 0, nesterov = 0, beta1 = 0, beta2 = 0, epsilon = 0, weight_decay = 0;
-    double epsilon_hat = 0;  // not zero: epsilon is added before the second moment's bias is corrected
+    double momentum_decay = 0;  // of nadam; zero for all others
+    double epsilon_hat = 0;     // not zero: epsilon is added before the second moment's bias is corrected
     double l2 = 0;
     bool l2_per_batch = false;  // l2 is divided by a batch's summed weights
     uint64_t seed = 0;          // of the dropout masks

@@ -17,7 +17,7 @@ struct Update {
     const Optimizer<T>& optimizer;
     Hypers<T> hypers;
     T* theta = nullptr;
-    T* state[2] = {};
+    T* state[kMostStates] = {};
 
     Update(const Optimizer<T>& optimizer, const Plan& plan)
         : optimizer(optimizer),
@@ -31,7 +31,8 @@ struct Update {
         for (Hyper<T>* h : {&hypers.weights, &hypers.biases}) {
             h->learning_rate = static_cast<T>(learning_rate);
             if (optimizer.states < 2) continue;
-            h->step_size = static_cast<T>(learning_rate / count.correction1());
+            h->step_size = static_cast<T>(learning_rate * count.moment_size());
+            h->gradient_size = static_cast<T>(learning_rate * count.gradient_size());
             h->second_correction = static_cast<T>(1 / std::sqrt(count.correction2()));
             if (epsilon_hat_) h->epsilon = epsilon_ * h->second_correction;
         }
@@ -40,9 +41,9 @@ struct Update {
     // The n parameters from offset on; their gradient is the sum of `parts`.
     void operator()(std::size_t offset, ptrdiff_t n, const T* gradient, ptrdiff_t part_stride, int parts,
                     const Hyper<T>& hyper) const {
-        T* first = state[0] ? state[0] + offset : nullptr;
-        T* second = state[1] ? state[1] + offset : nullptr;
-        optimizer.update({theta + offset, {first, second}, gradient, part_stride, parts, n}, hyper);
+        UpdateSlice<T> slice{theta + offset, {}, gradient, part_stride, parts, n};
+        for (int s = 0; s < optimizer.states; ++s) slice.state[s] = state[s] + offset;
+        optimizer.update(slice, hyper);
     }
 
 private:

@@ -15,6 +15,8 @@
 
 namespace gradstep {
 
+constexpr int kMostStates = 3;  // of an optimizer
+
 enum class Init { zero, bias, keep };
 
 // What a step consists of.
@@ -79,8 +81,9 @@ struct Loss {
 template <class T>
 struct Hyper {
     T learning_rate, l2, momentum, nesterov, beta1, beta2, epsilon, weight_decay;
-    T step_size;          // learning rate / (1 - beta1^t)
+    T step_size;          // learning rate / (1 - beta1^t), or nadam's of the moment
     T second_correction;  // 1 / sqrt(1 - beta2^t)
+    T gradient_size;      // of nadam: learning rate (1 - mu_t) / (1 - product of mu)
 };
 
 template <class T>
@@ -92,7 +95,7 @@ struct Hypers {
 template <class T>
 struct UpdateSlice {
     T* theta;
-    T* state[2];
+    T* state[kMostStates];
     const T* gradient;
     ptrdiff_t part_stride;
     int parts;
@@ -103,7 +106,8 @@ template <class T>
 struct Optimizer {
     const char* name;
     int states;
-    const char* state_names[2];
+    bool squares;  // the states hold squares of gradients
+    const char* state_names[kMostStates];
     void (*update)(const UpdateSlice<T>&, const Hyper<T>&) noexcept;
 };
 

@@ -4,14 +4,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from gradstep.backends import get_num_threads, set_backend, set_num_threads
-from gradstep.callbacks import Callback, EarlyStopping, TrainingState
+from gradstep.callbacks import Callback, EarlyStopping, ReduceOnPlateau, TrainingState
 from gradstep.gradients import GradientReport, check_gradients
 from gradstep.history import History
 from gradstep.info import Info, info
 from gradstep.layers import Dense, Dropout, Input
 from gradstep.losses import Huber, Loss, Quantile
 from gradstep.network import Network
-from gradstep.optimizers import SGD, Adam, AdamW, GradientDescent, Optimizer
+from gradstep.optimizers import (
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    AMSGrad,
+    GradientDescent,
+    Lion,
+    NAdam,
+    Optimizer,
+    RMSprop,
+)
+from gradstep.schedules import (
+    Cosine,
+    ExponentialDecay,
+    InverseScaling,
+    LinearWarmup,
+    OneCycle,
+    Schedule,
+    StepDecay,
+)
 from gradstep.tracing import Trace
 from gradstep.training import DivergenceError
 from gradstep.version import __version__
@@ -22,23 +42,36 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SGD",
+    "AMSGrad",
+    "Adagrad",
     "Adam",
     "AdamW",
     "Callback",
+    "Cosine",
     "Dense",
     "DivergenceError",
     "Dropout",
     "EarlyStopping",
+    "ExponentialDecay",
     "GradientDescent",
     "GradientReport",
     "History",
     "Huber",
     "Info",
     "Input",
+    "InverseScaling",
+    "LinearWarmup",
+    "Lion",
     "Loss",
+    "NAdam",
     "Network",
+    "OneCycle",
     "Optimizer",
     "Quantile",
+    "RMSprop",
+    "ReduceOnPlateau",
+    "Schedule",
+    "StepDecay",
     "TableEncoder",
     "Trace",
     "TrainingState",

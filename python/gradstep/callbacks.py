@@ -112,3 +112,60 @@ class EarlyStopping(Callback):
         if self._parameters is not None and self.best_epoch < state.epoch:
             state.network.set_parameters(self._parameters)
         self._parameters = None
+
+
+class ReduceOnPlateau(Callback):
+    """Multiply the network's learning rate when a loss has not improved for a while.
+
+    Parameters
+    ----------
+    patience : int, default 5
+        Epochs without improvement after which the learning rate falls, at least 1.
+    factor : float, default 0.5
+        What it is multiplied by, in (0, 1).
+    min_delta : float, default 0.0
+        What counts as an improvement: more than this below the best so far.
+    least : float, default 0.0
+        Where the learning rate stops falling.
+    monitor : str, optional
+        A key of the history that should become small; "val_loss" by default, or "loss" without
+        validation data.
+    """
+
+    def __init__(
+        self,
+        patience: int = 5,
+        factor: float = 0.5,
+        min_delta: float = 0.0,
+        least: float = 0.0,
+        monitor: str | None = None,
+    ) -> None:
+        self.patience = check_integer("patience", patience, minimum=1)
+        self.factor = check_real("factor", factor, above=0.0, below=1.0)
+        self.min_delta = check_real("min_delta", min_delta, minimum=0.0)
+        self.least = check_real("least", least, minimum=0.0)
+        if monitor is not None and not isinstance(monitor, str):
+            raise TypeError(f"monitor must be a key of the history or None, got {monitor!r}")
+        self.monitor = monitor
+
+    def on_fit_begin(self, state: TrainingState) -> None:
+        """Forget the last call of `fit`."""
+        if self.monitor is not None:
+            check_name("monitor", self.monitor, state.metrics)
+        self._best, self._since = float("inf"), 0
+
+    def on_epoch_end(self, state: TrainingState) -> bool:
+        """Compare with the best epoch."""
+        history = state.history
+        value = history[self.monitor or ("val_loss" if "val_loss" in history else "loss")][-1]
+        if value < self._best - self.min_delta:
+            self._best, self._since = value, 0
+            return False
+        self._since += 1
+        if self._since >= self.patience:
+            network = state.network
+            network.learning_rate = min(
+                network.learning_rate, max(network.learning_rate * self.factor, self.least)
+            )
+            self._since = 0
+        return False

@@ -22,6 +22,7 @@ from gradstep.metrics import metric_names, metrics
 from gradstep.names import check_name
 from gradstep.optimizers import Optimizer
 from gradstep.preprocessing import Transform, fit_transform
+from gradstep.schedules import ScheduleLike, check_schedule
 from gradstep.specification import Specification, arguments_from_config
 from gradstep.tracing import Trace
 from gradstep.training import DivergenceError, Job, Rows, Training
@@ -479,6 +480,7 @@ class Network:
         sample_weight: Any = None,
         validation_data: Any = None,
         shuffle: bool = True,
+        schedule: ScheduleLike = None,
         callbacks: Sequence[Callback] | None = None,
         verbose: int = 1,
     ) -> History:
@@ -503,6 +505,9 @@ class Network:
             (X, y) or (X, y, sample_weight), evaluated after every epoch.
         shuffle : bool, default True
             Visit the rows in a new order every epoch, which depends on seed and epoch alone.
+        schedule : Schedule or callable, optional
+            Factors of the learning rate, update by update: a `Schedule`, or a function of the number of
+            updates in this call, from 0.
         callbacks : sequence of Callback, optional
             Called after every epoch.
         verbose : int, default 1
@@ -528,6 +533,7 @@ class Network:
         epochs = check_integer("epochs", epochs, minimum=1)
         batch_size = check_batch_size(batch_size, n, self.optimizer.default_batch_size(n))
         shuffle = check_flag("shuffle", shuffle)
+        schedule = check_schedule("schedule", schedule)
         callbacks = _check_callbacks(callbacks)
         verbose = check_integer("verbose", int(verbose) if isinstance(verbose, bool) else verbose, minimum=0)
 
@@ -544,6 +550,7 @@ class Network:
                 callbacks=callbacks,
                 metric_names=self._history_names(validation is not None),
                 verbose=verbose,
+                schedule=schedule,
                 note=backends.first_use_note(self._backend, self.dtype) if verbose else None,
             )
             training = Training(self, engine, job)

@@ -170,7 +170,163 @@ class AdamW(Adam):
         self._keep_real("weight_decay", minimum=0.0)
 
 
-OPTIMIZER_CLASSES: dict[str, type[Optimizer]] = {cls.name: cls for cls in (GradientDescent, SGD, Adam, AdamW)}
+@dataclass(frozen=True)
+class AMSGrad(Optimizer):
+    """Adam whose second moment never falls: ``theta <- theta - lr m_hat / (sqrt(max v) / c + epsilon)``.
+
+    c is sqrt(1 - beta2^t), as in PyTorch. Source: Reddi, Kale and Kumar, "On the convergence of Adam and
+    beyond", ICLR 2018.
+
+    Parameters
+    ----------
+    learning_rate : float, default 0.001
+        Size of a step, positive.
+    beta1, beta2 : float, default 0.9 and 0.999
+        Decay of the first and second moment, in [0, 1).
+    epsilon : float, default 1e-8
+        Added to the root of the second moment, positive.
+    """
+
+    name: ClassVar[str] = "amsgrad"
+
+    learning_rate: float = 0.001
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._keep_real("beta1", minimum=0.0, below=1.0)
+        self._keep_real("beta2", minimum=0.0, below=1.0)
+        self._keep_real("epsilon", above=0.0)
+
+
+@dataclass(frozen=True)
+class NAdam(Optimizer):
+    """Adam with Nesterov's momentum, whose strength ``mu_t = beta1 (1 - 0.96^(t decay) / 2)`` grows.
+
+    ``theta <- theta - lr ((1 - mu_t) / (1 - p_t) g + mu_{t+1} / (1 - p_{t+1}) m) / (sqrt(v_hat) + epsilon)``
+    with p_t the product of mu_1 to mu_t, as in PyTorch. Source: Dozat, "Incorporating Nesterov momentum into
+    Adam", ICLR 2016 workshop.
+
+    Parameters
+    ----------
+    learning_rate : float, default 0.002
+        Size of a step, positive.
+    beta1, beta2 : float, default 0.9 and 0.999
+        Decay of the first and second moment, in [0, 1).
+    epsilon : float, default 1e-8
+        Added to the root of the second moment, positive.
+    momentum_decay : float, default 0.004
+        How fast mu grows, positive.
+    """
+
+    name: ClassVar[str] = "nadam"
+
+    learning_rate: float = 0.002
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    momentum_decay: float = 0.004
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._keep_real("beta1", minimum=0.0, below=1.0)
+        self._keep_real("beta2", minimum=0.0, below=1.0)
+        self._keep_real("epsilon", above=0.0)
+        self._keep_real("momentum_decay", above=0.0)
+
+
+@dataclass(frozen=True)
+class RMSprop(Optimizer):
+    """Steps over the root mean square: ``m <- mu m + g / (sqrt(v) + epsilon); theta <- theta - lr m``.
+
+    ``v <- decay v + (1 - decay) g^2``, as in PyTorch. Source: Hinton, "Neural networks for machine learning",
+    lecture 6e, 2012.
+
+    Parameters
+    ----------
+    learning_rate : float, default 0.01
+        Size of a step, positive.
+    decay : float, default 0.99
+        Of the mean square, in [0, 1).
+    momentum : float, default 0.0
+        mu, in [0, 1).
+    epsilon : float, default 1e-8
+        Added to the root, positive.
+    """
+
+    name: ClassVar[str] = "rmsprop"
+
+    decay: float = 0.99
+    momentum: float = 0.0
+    epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._keep_real("decay", minimum=0.0, below=1.0)
+        self._keep_real("momentum", minimum=0.0, below=1.0)
+        self._keep_real("epsilon", above=0.0)
+
+
+@dataclass(frozen=True)
+class Adagrad(Optimizer):
+    """Steps over the root of the summed squares: ``theta <- theta - lr g / (sqrt(v) + epsilon)``.
+
+    ``v <- v + g^2``. Source: Duchi, Hazan and Singer, "Adaptive subgradient methods for online learning and
+    stochastic optimization", JMLR 12, 2011.
+
+    Parameters
+    ----------
+    learning_rate : float, default 0.01
+        Size of a step, positive.
+    epsilon : float, default 1e-10
+        Added to the root, positive.
+    """
+
+    name: ClassVar[str] = "adagrad"
+
+    epsilon: float = 1e-10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._keep_real("epsilon", above=0.0)
+
+
+@dataclass(frozen=True)
+class Lion(Optimizer):
+    """Signs of a mean: ``theta <- theta - lr (sign(beta1 m + (1 - beta1) g) + weight_decay theta)``.
+
+    Then ``m <- beta2 m + (1 - beta2) g``; biases do not decay. Source: Chen et al., "Symbolic discovery of
+    optimization algorithms", NeurIPS 2023.
+
+    Parameters
+    ----------
+    learning_rate : float, default 0.0001
+        Size of a step, positive.
+    beta1, beta2 : float, default 0.9 and 0.99
+        Weight of the mean in the step, and its decay, in [0, 1).
+    weight_decay : float, default 0.0
+        Decay per unit of the learning rate, at least 0.
+    """
+
+    name: ClassVar[str] = "lion"
+
+    learning_rate: float = 0.0001
+    beta1: float = 0.9
+    beta2: float = 0.99
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._keep_real("beta1", minimum=0.0, below=1.0)
+        self._keep_real("beta2", minimum=0.0, below=1.0)
+        self._keep_real("weight_decay", minimum=0.0)
+
+
+OPTIMIZER_CLASSES: dict[str, type[Optimizer]] = {
+    cls.name: cls for cls in (GradientDescent, SGD, Adam, AdamW, AMSGrad, NAdam, RMSprop, Adagrad, Lion)
+}
 
 
 def as_optimizer(optimizer: object) -> Optimizer:

@@ -14,6 +14,7 @@ from gradstep.backends.base import Array, Engine, TrainResult
 from gradstep.callbacks import Callback, TrainingState
 from gradstep.history import History
 from gradstep.progress import Progress, start_progress
+from gradstep.schedules import ScheduleLike, factors_of
 
 if TYPE_CHECKING:
     from gradstep.network import Network
@@ -26,7 +27,7 @@ GROWTH = 16
 
 
 EPOCHS_PER_CALL = 1 << 16
-"""Most epochs of one call of the engine: bounds the memory of their learning rates and losses."""
+"""Most epochs of one call of the engine, or updates with a schedule: bounds the memory of their rates."""
 
 
 class DivergenceError(FloatingPointError, RuntimeError):
@@ -64,6 +65,8 @@ class Job:
     metric_names: tuple[str, ...]
     """What the history will hold."""
     verbose: int
+    schedule: ScheduleLike = None
+    """Factors of the learning rate, update by update."""
     note: str | None = None
     """A sentence to show before the first epoch."""
 
@@ -87,6 +90,8 @@ class Training:
         self.job = job
         self.history = History(first_epoch=network.epochs_trained + 1)
         self.each_epoch = bool(job.callbacks) or job.validate is not None
+        self.steps = -(-len(job.rows.X) // job.batch_size)
+        self.most_epochs = EPOCHS_PER_CALL if job.schedule is None else max(1, EPOCHS_PER_CALL // self.steps)
         self.restored = True
         with contextlib.ExitStack() as begun:
             for callback in job.callbacks:
@@ -130,7 +135,7 @@ class Training:
         if self.job.note is not None:
             self.progress.note(self.job.note)
         stepwise = self.each_epoch or self.progress.visible
-        epochs = 1 if stepwise else min(self.job.epochs, EPOCHS_PER_CALL)
+        epochs = 1 if stepwise else min(self.job.epochs, self.most_epochs)
         while self.history.stopped == "finished" and len(self.history) < self.job.epochs:
             start = time.perf_counter()
             self._train(epochs)
@@ -139,7 +144,7 @@ class Training:
 
     def _next_epochs(self, epochs: int, seconds: float) -> int:
         """Epochs of the next call, so that it takes about `SECONDS_PER_CALL`."""
-        remaining = min(self.job.epochs - len(self.history), EPOCHS_PER_CALL)
+        remaining = min(self.job.epochs - len(self.history), self.most_epochs)
         if not self.progress.visible:
             return remaining
         fitting = int(SECONDS_PER_CALL * epochs / max(seconds, 1e-9))
@@ -154,7 +159,7 @@ class Training:
             rows.weight,
             epochs=epochs,
             batch_size=self.job.batch_size,
-            learning_rates=np.full(epochs, self.network.learning_rate, dtype=np.float64),
+            learning_rates=self._learning_rates(epochs),
             seed=self.network.seed,
             first_epoch=self.network.epochs_trained,
             shuffle=self.job.shuffle,
@@ -167,6 +172,15 @@ class Training:
         for callback in self.job.callbacks:
             if callback.on_epoch_end(self._state()):
                 self.history.stopped = "callback"
+
+    def _learning_rates(self, epochs: int) -> Array:
+        """One for each of the epochs, or for each of their updates where a schedule says so."""
+        rate, schedule = self.network.learning_rate, self.job.schedule
+        if schedule is None:
+            return np.full(epochs, rate)
+        first, count = len(self.history) * self.steps, epochs * self.steps
+        factors = factors_of(schedule, np.arange(first, first + count), self.job.epochs * self.steps)
+        return rate * factors.reshape(epochs, self.steps)
 
     def _record(self, result: TrainResult) -> None:
         if result.interrupted:

@@ -206,9 +206,10 @@ class Engine(ABC):
         """Run whole epochs: shuffle, gather, forward, loss, backward, update.
 
         order, int64 (rows,) and C-contiguous, says which rows every epoch of the call visits, one after the
-        other; then nothing is shuffled. learning_rates is float64 (epochs,). Epoch e of this call is epoch
-        ``first_epoch + e`` of the permutation stream. The loss of an epoch is the mean of the losses that
-        its batches had before their updates, weighted by the batches' summed sample weights.
+        other; then nothing is shuffled. learning_rates is float64 (epochs,), or (epochs, steps) with one
+        for each batch. Epoch e of this call is epoch ``first_epoch + e`` of the permutation stream. The loss
+        of an epoch is the mean of the losses that its batches had before their updates, weighted by the
+        batches' summed sample weights.
         """
 
     @abstractmethod

@@ -85,7 +85,7 @@ class NumbaEngine(Engine):
         size = sum(int(np.prod(shape)) for shape in self._shapes.values())
         self._kinds = OPTIMIZERS[plan.optimizer].moments
         theta = np.zeros(size, plan.dtype)
-        moments = [np.zeros(size if i < len(self._kinds) else 0, plan.dtype) for i in range(2)]
+        moments = [np.zeros(size if i < len(self._kinds) else 0, plan.dtype) for i in range(3)]
         self._model = Model(
             layers=_layer_table(plan),
             dropout=np.array([layer.dropout for layer in plan.layers], np.float64),
@@ -98,6 +98,7 @@ class NumbaEngine(Engine):
             gradient=np.zeros_like(theta),
             first_moment=moments[0],
             second_moment=moments[1],
+            third_moment=moments[2],
             shift=np.zeros(plan.n_in, plan.dtype),
             scale=np.ones(plan.n_in, plan.dtype),
         )
@@ -125,7 +126,7 @@ class NumbaEngine(Engine):
             views[name][...] = value
 
     def _moments(self) -> Parameters:
-        arrays = (self._model.first_moment, self._model.second_moment)
+        arrays = (self._model.first_moment, self._model.second_moment, self._model.third_moment)
         return {
             f"{name}.{kind}": view
             for kind, array in zip(self._kinds, arrays, strict=False)
@@ -239,7 +240,8 @@ class NumbaEngine(Engine):
         """Progress, losses, and all arguments of `numba_kernels.train` but the last."""
         progress = np.array([0, 0, self._step, self._step, 0], np.int64)
         losses = np.empty(epochs)
-        state = self._model.theta, self._model.first_moment, self._model.second_moment
+        model = self._model
+        state = model.theta, model.first_moment, model.second_moment, model.third_moment
         return (
             progress,
             losses,
@@ -252,7 +254,7 @@ class NumbaEngine(Engine):
                 progress,
                 np.zeros(2),
                 losses,
-                np.ascontiguousarray(learning_rates, np.float64),
+                np.ascontiguousarray(learning_rates, np.float64).reshape(epochs, -1 if epochs else 1),
                 batch_size,
                 np.uint64(seed),
                 np.uint64(first_epoch),
@@ -305,6 +307,8 @@ def _option_table(plan: Plan) -> Array:
         "epsilon",
         "weight_decay",
         "epsilon_hat",
+        "momentum_decay",
+        "decay",
     )
     return np.array([options.get(name, 0.0) for name in names], np.float64)
 

@@ -29,6 +29,7 @@ from gradstep.backends.numpy import (
     SELU_ALPHA,
     SELU_SCALE,
     SMOOTH_TAIL,
+    nadam_momenta,
 )
 
 IDENTITY, RELU, LEAKY_RELU, TANH, SIGMOID, SOFTPLUS, ELU, SELU, GELU, SILU, MISH = range(11)
@@ -57,8 +58,18 @@ LOSS_IDS = {
     "cross_entropy": CROSS_ENTROPY,
 }
 
-GRADIENT_DESCENT, SGD, ADAM, ADAMW = range(4)
-OPTIMIZER_IDS = {"gradient_descent": GRADIENT_DESCENT, "sgd": SGD, "adam": ADAM, "adamw": ADAMW}
+GRADIENT_DESCENT, SGD, ADAM, ADAMW, AMSGRAD, NADAM, RMSPROP, ADAGRAD, LION = range(9)
+OPTIMIZER_IDS = {
+    "gradient_descent": GRADIENT_DESCENT,
+    "sgd": SGD,
+    "adam": ADAM,
+    "adamw": ADAMW,
+    "amsgrad": AMSGRAD,
+    "nadam": NADAM,
+    "rmsprop": RMSPROP,
+    "adagrad": ADAGRAD,
+    "lion": LION,
+}
 
 
 class Model(NamedTuple):
@@ -75,7 +86,7 @@ class Model(NamedTuple):
     """float64 (n_out,): delta of huber, or the quantiles."""
     optimizer: int
     options: Array
-    """float64: entries L2 ... EPSILON_HAT below."""
+    """float64: entries L2 ... DECAY below."""
     theta: Array
     """All parameters: W then b of every layer, real."""
     gradient: Array
@@ -84,6 +95,8 @@ class Model(NamedTuple):
     """Velocity of sgd, m of adam; empty if the optimizer has none, real."""
     second_moment: Array
     """v of adam, else empty, real."""
+    third_moment: Array
+    """v_max of amsgrad, else empty, real."""
     shift: Array
     scale: Array
     """The input transform, (n_in,), real."""
@@ -93,7 +106,19 @@ N_IN, N_OUT, ACTIVATION, WEIGHTS, BIASES, ROW = range(6)
 """Columns of `Model.layers`: widths, activation id, offsets of W and b in theta, and the layer's first
 feature in the chunk's buffers."""
 
-L2, L2_PER_BATCH, MOMENTUM, NESTEROV, BETA1, BETA2, EPSILON, WEIGHT_DECAY, EPSILON_HAT = range(9)
+(
+    L2,
+    L2_PER_BATCH,
+    MOMENTUM,
+    NESTEROV,
+    BETA1,
+    BETA2,
+    EPSILON,
+    WEIGHT_DECAY,
+    EPSILON_HAT,
+    MOMENTUM_DECAY,
+    DECAY,
+) = range(11)
 """Entries of `Model.options`."""
 
 
@@ -156,6 +181,7 @@ class Snapshot(NamedTuple):
     theta: Array
     first_moment: Array
     second_moment: Array
+    third_moment: Array
 
 
 EPOCH, BATCH, STEP, EPOCH_STEP, DIVERGED = range(5)
@@ -812,6 +838,86 @@ def _update_sgd(model: Model, start: int, stop: int, learning_rate: float) -> No
 
 
 @jit
+def _decay_weights(model: Model, learning_rate: float) -> None:
+    """The decoupled decay of adamw and lion."""
+    keep = model.theta.dtype.type(1.0 - learning_rate * model.options[WEIGHT_DECAY])
+    for layer in range(model.layers.shape[0]):
+        for i in range(model.layers[layer, WEIGHTS], model.layers[layer, BIASES]):
+            model.theta[i] *= keep
+
+
+@jit
+def _follow(m: Array, v: Array, g: Array, gain1: float, gain2: float) -> None:
+    """Exponential means of the gradient and of its square."""
+    for i in range(g.size):
+        m[i] += gain1 * (g[i] - m[i])
+        v[i] += gain2 * (g[i] * g[i] - v[i])
+
+
+@jit
+def _update_amsgrad(model: Model, rate: float, step: int) -> None:
+    real = model.theta.dtype.type
+    beta1, beta2 = model.options[BETA1], model.options[BETA2]
+    theta, m, v, v_max = model.theta, model.first_moment, model.second_moment, model.third_moment
+    _follow(m, v, model.gradient, real(1.0 - beta1), real(1.0 - beta2))
+    rate_hat, epsilon = real(rate / (1.0 - beta1**step)), real(model.options[EPSILON])
+    root_hat = real(1.0 / math.sqrt(1.0 - beta2**step))
+    for i in range(theta.size):
+        v_max[i] = v[i] if v[i] > v_max[i] else v_max[i]
+        theta[i] -= rate_hat * m[i] / (math.sqrt(v_max[i]) * root_hat + epsilon)
+
+
+_nadam_momenta = jit(nadam_momenta)
+
+
+@jit
+def _update_nadam(model: Model, rate: float, step: int) -> None:
+    real = model.theta.dtype.type
+    beta1, beta2, decay = model.options[BETA1], model.options[BETA2], model.options[MOMENTUM_DECAY]
+    theta, m, v, g = model.theta, model.first_moment, model.second_moment, model.gradient
+    momentum, following, product = _nadam_momenta(beta1, decay, step)
+    _follow(m, v, g, real(1.0 - beta1), real(1.0 - beta2))
+    of_gradient = real(rate * (1.0 - momentum) / (1.0 - product))
+    of_moment = real(rate * following / (1.0 - product * following))
+    root_hat, epsilon = real(1.0 / math.sqrt(1.0 - beta2**step)), real(model.options[EPSILON])
+    for i in range(theta.size):
+        theta[i] -= (of_gradient * g[i] + of_moment * m[i]) / (math.sqrt(v[i]) * root_hat + epsilon)
+
+
+@jit
+def _update_rmsprop(model: Model, learning_rate: float) -> None:
+    real = model.theta.dtype.type
+    rate, mu, gain = real(learning_rate), real(model.options[MOMENTUM]), real(1.0 - model.options[DECAY])
+    epsilon = real(model.options[EPSILON])
+    theta, v, momentum, g = model.theta, model.first_moment, model.second_moment, model.gradient
+    for i in range(theta.size):
+        v[i] += gain * (g[i] * g[i] - v[i])
+        momentum[i] = mu * momentum[i] + g[i] / (math.sqrt(v[i]) + epsilon)
+        theta[i] -= rate * momentum[i]
+
+
+@jit
+def _update_adagrad(model: Model, learning_rate: float) -> None:
+    rate, epsilon = model.theta.dtype.type(learning_rate), model.theta.dtype.type(model.options[EPSILON])
+    theta, v, g = model.theta, model.first_moment, model.gradient
+    for i in range(theta.size):
+        v[i] += g[i] * g[i]
+        theta[i] -= rate * g[i] / (math.sqrt(v[i]) + epsilon)
+
+
+@jit
+def _update_lion(model: Model, learning_rate: float) -> None:
+    real = model.theta.dtype.type
+    rate, zero = real(learning_rate), real(0)
+    gain1, gain2 = real(1.0 - model.options[BETA1]), real(1.0 - model.options[BETA2])
+    theta, m, g = model.theta, model.first_moment, model.gradient
+    for i in range(theta.size):
+        c = m[i] + gain1 * (g[i] - m[i])
+        m[i] += gain2 * (g[i] - m[i])
+        theta[i] -= rate if c > zero else (-rate if c < zero else zero)
+
+
+@jit
 def update(model: Model, learning_rate: float, step: int) -> None:
     """Move all parameters by one step of the optimizer; step counts from 1."""
     real = model.theta.dtype.type
@@ -822,13 +928,21 @@ def update(model: Model, learning_rate: float, step: int) -> None:
             model.theta[i] -= rate * model.gradient[i]
     elif model.optimizer == SGD:
         _update_sgd(model, 0, size, learning_rate)
+    elif model.optimizer == AMSGRAD:
+        _update_amsgrad(model, learning_rate, step)
+    elif model.optimizer == NADAM:
+        _update_nadam(model, learning_rate, step)
+    elif model.optimizer == RMSPROP:
+        _update_rmsprop(model, learning_rate)
+    elif model.optimizer == ADAGRAD:
+        _update_adagrad(model, learning_rate)
     else:
-        if model.optimizer == ADAMW:
-            keep = real(1.0 - learning_rate * model.options[WEIGHT_DECAY])
-            for layer in range(model.layers.shape[0]):
-                for i in range(model.layers[layer, WEIGHTS], model.layers[layer, BIASES]):
-                    model.theta[i] *= keep
-        _update_adam(model, 0, size, learning_rate, step)
+        if model.optimizer != ADAM:
+            _decay_weights(model, learning_rate)
+        if model.optimizer == LION:
+            _update_lion(model, learning_rate)
+        else:
+            _update_adam(model, 0, size, learning_rate, step)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -898,6 +1012,7 @@ def _copy_state(source: Snapshot, target: Snapshot) -> None:
     _copy(source.theta, target.theta)
     _copy(source.first_moment, target.first_moment)
     _copy(source.second_moment, target.second_moment)
+    _copy(source.third_moment, target.third_moment)
 
 
 @jit
@@ -935,12 +1050,12 @@ def train(
     losses
         float64 (epochs,): written as epochs end.
     learning_rates
-        float64 (epochs,).
+        float64 (epochs, 1), or (epochs, batches of an epoch).
     seed, first_epoch
         uint64.
     """
     n = order.rows.size if order.listed else data.X.shape[0]
-    state = Snapshot(model.theta, model.first_moment, model.second_moment)
+    state = Snapshot(model.theta, model.first_moment, model.second_moment, model.third_moment)
     nothing = np.empty((0, 0), model.theta.dtype)
     while budget > 0 and progress[EPOCH] < losses.size and progress[DIVERGED] == 0:
         epoch, start = progress[EPOCH], progress[BATCH] * batch_size
@@ -955,7 +1070,8 @@ def train(
         progress[BATCH] += 1
         if math.isfinite(loss):
             progress[STEP] += 1
-            update(model, learning_rates[epoch], progress[STEP])
+            rate = learning_rates[epoch, min(start // batch_size, learning_rates.shape[1] - 1)]
+            update(model, rate, progress[STEP])
         weight = batch_weight(data, order, start, stop)
         sums[0] += loss * weight
         sums[1] += weight
