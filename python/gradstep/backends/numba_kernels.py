@@ -8,7 +8,8 @@ Letters: B rows of a chunk, K the summed dimension.
 
 Two habits of Numba shape the code. A Python number is float64, so arithmetic on float32 arrays casts
 its constants with ``array.dtype.type``; transcendental functions are float64 throughout and rounded
-once when stored. And compiled code is cached until *this* file changes, so ids are spelt out here.
+once when stored, but for tanh, whose float32 form is twice as fast. And compiled code is cached until
+*this* file changes, so ids are spelt out here.
 """
 
 # mypy: disable-error-code="untyped-decorator, no-any-return"
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+from numba.extending import overload
 
 from gradstep.backends.base import Array
 from gradstep.backends.numpy import (
@@ -190,8 +192,12 @@ epoch, and whether a loss or parameter became non-finite."""
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 jit: Callable[..., Any] = numba.njit(**_OPTIONS)
-elementary: Callable[..., Any] = numba.njit(forceinline=True, **_OPTIONS)
+_INLINE: Any = {"forceinline": True, **_OPTIONS}
+elementary: Callable[..., Any] = numba.njit(**_INLINE)
 """For functions of one number: a loop becomes vector code only if nothing in it is called."""
+
+summing: Callable[..., Any] = numba.njit(fastmath={"reassoc"}, **_OPTIONS)
+"""For sums over rows: vector code adds in an order of its own, always the same one."""
 
 
 def entry(function: Callable[..., Any]) -> Any:
@@ -261,6 +267,54 @@ def sigmoid(x: float) -> float:
     return (e if x < 0.0 else 1.0) / (1.0 + e)
 
 
+# The same in float32: a number without a type would make float64 of it.
+_ONE, _TWO = np.float32(1), np.float32(2)
+_LOG2_E_32 = np.float32(1.4426950408889634)
+_LN2_HIGH_32 = np.float32(0.693359375)
+_LN2_LOW_32 = np.float32(-2.12194440e-4)
+_ROUND_32 = np.float32(12582912.0)  # 1.5 * 2^23
+_TINY_32 = np.float32(-18.0)  # expm1 is -1 below
+_Q2, _Q3, _Q4 = np.float32(1 / 2), np.float32(1 / 6), np.float32(1 / 24)
+_Q5, _Q6, _Q7 = np.float32(1 / 120), np.float32(1 / 720), np.float32(1 / 5040)
+
+
+@elementary
+def _reduce_32(x: float) -> tuple[float, float]:
+    """2^k and exp(r) - 1, as `_reduce`, of a float32."""
+    shifted = x * _LOG2_E_32 + _ROUND_32
+    k = shifted - _ROUND_32
+    r = (x - k * _LN2_HIGH_32) - k * _LN2_LOW_32
+    q = ((((_Q7 * r + _Q6) * r + _Q5) * r + _Q4) * r + _Q3) * r + _Q2
+    bits = np.int32(np.int32(np.float32(shifted).view(np.int32) + np.int32(127)) << np.int32(23))
+    return bits.view(np.float32), r + r * r * q
+
+
+@elementary
+def _tanh_32(x: float) -> float:
+    negative = -_TWO * abs(x)
+    scale, fraction = _reduce_32(_TINY_32 if negative < _TINY_32 else negative)
+    e = scale * fraction + (scale - _ONE)
+    a = -e / (_TWO + e)
+    return -a if x < np.float32(0) else a
+
+
+@elementary
+def _tanh_64(x: float) -> float:
+    e = expm1_negative(-2.0 * abs(x))
+    a = -e / (2.0 + e)
+    return -a if x < 0.0 else a
+
+
+def tanh(x: float) -> float:
+    """The hyperbolic tangent, in the precision of x."""
+    raise NotImplementedError  # compiled below
+
+
+@overload(tanh, jit_options=_INLINE, strict=False)
+def _tanh_of(x: Any) -> Callable[[float], float]:
+    return (lambda x: _tanh_32(x)) if x == numba.float32 else (lambda x: _tanh_64(x))
+
+
 _C = NORMAL_TAIL
 
 
@@ -324,12 +378,11 @@ def _activate_leaky_relu(z: Array, slope: Array) -> None:
 
 @jit
 def _activate_tanh(z: Array, slope: Array) -> None:
+    one = z.dtype.type(1)
     for i in range(z.size):
-        v = float(z[i])
-        e = expm1_negative(-2.0 * abs(v))
-        a = -e / (2.0 + e)
-        z[i] = -a if v < 0.0 else a
-        slope[i] = (1.0 - a) * (1.0 + a)
+        a = tanh(z[i])
+        z[i] = a
+        slope[i] = (one - a) * (one + a)
 
 
 @jit
@@ -424,6 +477,17 @@ def activate(kind: int, z: Array, slope: Array) -> None:
 
 
 @jit
+def _squared_error(p: Array, y: Array, share: Array, row_loss: Array, g: Array) -> None:
+    n_out, B = p.shape
+    part = 1.0 / n_out
+    for j in range(n_out):
+        for r in range(B):
+            d = float(p[j, r]) - float(y[j, r])
+            row_loss[r] += d * d * part
+            g[j, r] = 2.0 * d * share[r] * part
+
+
+@jit
 def _regression_loss(
     kind: int, option: Array, p: Array, y: Array, share: Array, row_loss: Array, g: Array
 ) -> None:
@@ -432,9 +496,7 @@ def _regression_loss(
         delta = option[j]
         for r in range(B):
             d = float(p[j, r]) - float(y[j, r])
-            if kind == MSE:
-                value, slope = d * d, 2.0 * d
-            elif kind == MAE:
+            if kind == MAE:
                 value, slope = abs(d), (1.0 if d > 0.0 else 0.0) - (1.0 if d < 0.0 else 0.0)
             elif kind == QUANTILE:
                 slope = 1.0 - delta if d > 0.0 else (-delta if d < 0.0 else 0.0)
@@ -511,7 +573,9 @@ def loss_and_delta(model: Model, work: Workspace, p: Array, y: Array, labels: Ar
     else:
         for r in range(B):
             row_loss[r] = 0.0
-        if model.loss == BINARY_CROSS_ENTROPY:
+        if model.loss == MSE:
+            _squared_error(p, y, share, row_loss, g)
+        elif model.loss == BINARY_CROSS_ENTROPY:
             _binary_cross_entropy(p, y, share, row_loss, g)
         elif model.loss == POISSON:
             _poisson(p, y, share, row_loss, g)
@@ -581,25 +645,37 @@ def delta_through(W: Array, delta: Array, below: Array) -> None:
         np.dot(W, delta, below)
 
 
-@jit
+_FEW_WEIGHTS = 64
+"""Weights below which calling the BLAS library takes longer than their gradient."""
+
+
+@summing
 def _sum(values: Array) -> float:
-    """Sum in float64; four sums at a time, because each addition waits for the one before."""
-    s0 = s1 = s2 = s3 = 0.0
-    fours = values.size - values.size % 4
-    for i in range(0, fours, 4):
-        s0 += values[i]
-        s1 += values[i + 1]
-        s2 += values[i + 2]
-        s3 += values[i + 3]
-    for i in range(fours, values.size):
-        s0 += values[i]
-    return (s0 + s1) + (s2 + s3)
+    """Sum in float64."""
+    total = 0.0
+    for i in range(values.size):
+        total += values[i]
+    return total
+
+
+@summing
+def _few_weight_gradients(x: Array, delta: Array, dW: Array) -> None:
+    """Write x delta^T to dW."""
+    for i in range(x.shape[0]):
+        for j in range(delta.shape[0]):
+            total = x.dtype.type(0)
+            for r in range(x.shape[1]):
+                total += x[i, r] * delta[j, r]
+            dW[i, j] = total
 
 
 @jit
 def add_weight_gradient(x: Array, delta: Array, first: bool, partial: Array, dW: Array, db: Array) -> None:
     """Write or add x delta^T to dW and the row sums of delta to db, with x (n_in, B), delta (n_out, B)."""
-    np.dot(x, delta.T, dW if first else partial)
+    if dW.size < _FEW_WEIGHTS:
+        _few_weight_gradients(x, delta, dW if first else partial)
+    else:
+        np.dot(x, delta.T, dW if first else partial)
     if not first:
         for i in range(dW.shape[0]):
             for j in range(dW.shape[1]):
@@ -634,9 +710,12 @@ def gather(model: Model, data: Data, order: Order, start: int, B: int, x: Array)
         end = min(block + 16, B)
         for f in range(x.shape[0]):
             shift, scale = model.shift[f], model.scale[f]
-            for r in range(block, end):
-                row = order.rows[start + r] if order.listed else start + r
-                x[f, r] = (data.X[row, f] - shift) * scale
+            if order.listed:
+                for r in range(block, end):
+                    x[f, r] = (data.X[order.rows[start + r], f] - shift) * scale
+            else:
+                for r in range(block, end):
+                    x[f, r] = (data.X[start + r, f] - shift) * scale
 
 
 @jit
