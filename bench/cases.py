@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +17,17 @@ Weights = list[tuple[Array, Array]]
 
 SHUFFLE_SEED = 7
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+OPTIMIZERS: dict[str, dict[str, float]] = {
+    "adam": {},
+    "adamw": {"weight_decay": 0.01},
+    "amsgrad": {},
+    "nadam": {"momentum_decay": 0.004},
+    "sgd": {"momentum": 0.9, "nesterov": True},
+    "rmsprop": {"decay": 0.99, "momentum": 0.9},
+    "adagrad": {},
+    "lion": {"weight_decay": 0.01},
+}
+"""Options beside BETA1, BETA2 and EPSILON; lion has BETA1 for both of its."""
 CHECK_STEPS = 20
 """Steps of an agreement check, unless two epochs take more or the case says otherwise."""
 
@@ -30,12 +42,13 @@ class Case:
     activation: str
     """Of the hidden layers; the output layer is linear."""
     loss: str
-    """``mse`` (mean over rows and outputs), ``binary_cross_entropy`` or ``cross_entropy`` (logits)."""
+    """One of gradstep's; classification losses take logits, regression losses are means over outputs, too."""
     rows: int
     batch: int
     """Rows of a batch; a batch of all rows is not shuffled."""
     learning_rate: float
     optimizer: str = "adam"
+    """One of gradstep's, with the options in `OPTIMIZERS`."""
     dtype: str = "float32"
 
     @property
@@ -121,6 +134,26 @@ MORE = {
 }
 """Single rows, odd batches and widths, a last batch of 40 instead of 64, one side much the wider."""
 
+_RATES = {"sgd": 1e-2, "adagrad": 1e-2, "rmsprop": 1e-4, "lion": 1e-4}
+_LOSSES = ("mae", "huber", "poisson", "binary_cross_entropy", "cross_entropy")
+
+
+def _toolbox(width: int) -> Iterator[Case]:
+    """Every optimizer and loss on two hidden layers of that width."""
+    rows, batch = (6_400, 64) if width < 1024 else (1_280, 128)
+    scale = min(1.0, 256 / width)
+    for optimizer in OPTIMIZERS:
+        rate = _RATES.get(optimizer, 1e-3) * (scale if optimizer != "sgd" else 1)
+        yield Case(
+            f"{optimizer} {width}", (width, width, width, 8), "relu", "mse", rows, batch, rate, optimizer
+        )
+    for loss in _LOSSES:
+        yield Case(f"{loss} {width}", (width, width, width, 8), "relu", loss, rows, batch, 1e-3 * scale)
+
+
+TOOLBOX = {case.name: case for width in (64, 1024) for case in _toolbox(width)}
+"""Optimizers and losses at two widths; contenders that lack one are left out of its case."""
+
 LARGE = ("1024x4", "4096x3")
 """Cases that a quick run leaves out."""
 
@@ -146,6 +179,8 @@ def make_data(case: Case) -> tuple[Array, Array]:
     signal = X @ A + np.float32(0.1) * rng.standard_normal((case.rows, n_out), dtype=np.float32)
     if case.loss == "cross_entropy":
         return X.astype(case.dtype), np.argmax(signal, axis=1).astype(np.int32)
+    if case.loss == "poisson":
+        signal = np.round(np.exp(signal))
     y = signal > 0 if case.loss == "binary_cross_entropy" else signal
     return X.astype(case.dtype), y.astype(case.dtype)
 

@@ -2,8 +2,8 @@
 
 python bench/publish.py bench/results/run.json
 
-Replaces what stands between the markers ``<!-- steps -->`` and ``<!-- /steps -->``, or ``more`` for a run of
-the further cases; needs matplotlib.
+Replaces what stands between the markers ``<!-- steps -->`` and ``<!-- /steps -->``, or ``more`` and
+``toolbox`` for a run of those cases; needs matplotlib.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from cases import MORE
+from cases import MORE, TOOLBOX
 from contenders import CONTENDERS
 from report import Run, best, best_peer, gflops, percent_of_peak
 
@@ -134,9 +134,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="JSON that run.py wrote")
     run: Run = json.loads(parser.parse_args().run.read_text(encoding="utf-8"))
-    if any(case in MORE for case in run["cases"]):
-        replace("docs/performance.md", f"{table(run)}\n\n{measured(run)}", "more")
-        return
+    for name, known in (("more", MORE), ("toolbox", TOOLBOX)):
+        if any(case in known for case in run["cases"]):
+            replace("docs/performance.md", f"{table(run)}\n\n{measured(run)}", name)
+            return
     plot(run)
     for page in ("README.md", "docs/performance.md"):
         replace(page, f"{table(run)}\n\n{origin(run)}", "steps")

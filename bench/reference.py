@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cases import BETA1, BETA2, EPSILON, Array, Case, Weights
+from cases import BETA1, BETA2, EPSILON, OPTIMIZERS, Array, Case, Weights
 
 ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
     "identity": (lambda z: z, lambda a: np.ones_like(a)),
@@ -23,6 +23,14 @@ def loss_and_gradient(name: str, z: Array, y: Array) -> tuple[float, Array]:
     if name == "binary_cross_entropy":
         p = 1 / (1 + np.exp(-z))
         return float(np.mean(np.sum(np.logaddexp(0, z) - z * y, axis=1))), (p - y) / len(z)
+    if name == "mae":
+        return float(np.mean(np.abs(z - y))), np.sign(z - y) / z.size
+    if name == "huber":
+        slope = np.clip(z - y, -1, 1)
+        return float(np.mean(slope * (z - y - slope / 2))), slope / z.size
+    if name == "poisson":
+        constant = np.where(y > 0, y * np.log(np.maximum(y, 1)), 0) - y  # counts
+        return float(np.mean(np.sum(np.exp(z) - y * z + constant, axis=1))), (np.exp(z) - y) / len(z)
     p = np.exp(z - np.max(z, axis=1, keepdims=True))
     p /= np.sum(p, axis=1, keepdims=True)
     one_hot = np.eye(z.shape[1])[y]
@@ -45,10 +53,72 @@ def gradients(case: Case, parameters: Weights, x: Array, y: Array) -> tuple[floa
     return loss, result[::-1]
 
 
+class Parameter:
+    """One array and what its optimizer keeps of it, with PyTorch's formulas, and lion's of its paper."""
+
+    def __init__(self, case: Case, value: Array, is_weight: bool) -> None:
+        self.value, self.is_weight = value, is_weight
+        self.name, self.rate, self.options = case.optimizer, case.learning_rate, OPTIMIZERS[case.optimizer]
+        self.m, self.v, self.most = (np.zeros_like(value) for _ in range(3))
+        self.step, self.product = 0, 1.0
+
+    def update(self, g: Array) -> None:
+        """Move by one step."""
+        self.step += 1
+        if self.is_weight:
+            self.value *= 1 - self.rate * self.options.get("weight_decay", 0)
+        self.value -= self.rate * getattr(self, f"_{self.name}")(g)
+
+    def _follow(self, g: Array) -> Array:
+        """Both means; returns the corrected second."""
+        self.m += (1 - BETA1) * (g - self.m)
+        self.v += (1 - BETA2) * (g * g - self.v)
+        return self.v / (1 - BETA2**self.step)
+
+    def _adam(self, g: Array) -> Array:
+        root = np.sqrt(self._follow(g)) + EPSILON
+        return self.m / (1 - BETA1**self.step) / root
+
+    _adamw = _adam
+
+    def _amsgrad(self, g: Array) -> Array:
+        self._follow(g)
+        self.most = np.maximum(self.most, self.v)
+        root = np.sqrt(self.most / (1 - BETA2**self.step)) + EPSILON
+        return self.m / (1 - BETA1**self.step) / root
+
+    def _nadam(self, g: Array) -> Array:
+        root = np.sqrt(self._follow(g)) + EPSILON
+        mu, following = (
+            BETA1 * (1 - 0.5 * 0.96 ** (t * self.options["momentum_decay"]))
+            for t in (self.step, self.step + 1)
+        )
+        self.product *= mu
+        of_moment = following / (1 - self.product * following)
+        return ((1 - mu) / (1 - self.product) * g + of_moment * self.m) / root
+
+    def _sgd(self, g: Array) -> Array:
+        self.m = self.options["momentum"] * self.m + g
+        return g + self.options["momentum"] * self.m  # Nesterov's
+
+    def _rmsprop(self, g: Array) -> Array:
+        self.v += (1 - self.options["decay"]) * (g * g - self.v)
+        self.m = self.options["momentum"] * self.m + g / (np.sqrt(self.v) + EPSILON)
+        return self.m
+
+    def _adagrad(self, g: Array) -> Array:
+        self.v += g * g
+        return g / (np.sqrt(self.v) + EPSILON)
+
+    def _lion(self, g: Array) -> Array:
+        self.m = BETA1 * self.m + (1 - BETA1) * g  # both of its betas are BETA1
+        return np.sign(self.m)
+
+
 def losses(
     case: Case, data: tuple[Array, Array], weights: Weights, epochs: int, orders: Array | None
 ) -> list[float]:
-    """Mean loss of every epoch, training with Adam from the initial weights.
+    """Mean loss of every epoch, training from the initial weights.
 
     Parameters
     ----------
@@ -69,9 +139,8 @@ def losses(
     X, y = data
     X, y = X.astype(np.float64), y if case.loss == "cross_entropy" else y.astype(np.float64)
     parameters = [(W.astype(np.float64), b.astype(np.float64)) for W, b in weights]
-    moments = [[(np.zeros_like(p), np.zeros_like(p)) for p in layer] for layer in parameters]
+    updated = [(Parameter(case, W, True), Parameter(case, b, False)) for W, b in parameters]
     history = []
-    step = 0
     for epoch in range(epochs):
         order = np.arange(case.rows) if orders is None else orders[epoch]
         total = 0.0
@@ -79,12 +148,8 @@ def losses(
             rows = order[start : start + case.batch]
             loss, gradient = gradients(case, parameters, X[rows], y[rows])
             total += loss * len(rows)
-            step += 1
-            for layer, layer_moments, layer_gradient in zip(parameters, moments, gradient, strict=True):
-                for p, (m, v), g in zip(layer, layer_moments, layer_gradient, strict=True):
-                    m += (1 - BETA1) * (g - m)
-                    v += (1 - BETA2) * (g * g - v)
-                    corrected = m / (1 - BETA1**step), v / (1 - BETA2**step)
-                    p -= case.learning_rate * corrected[0] / (np.sqrt(corrected[1]) + EPSILON)
+            for layer, its_gradient in zip(updated, gradient, strict=True):
+                for parameter, g in zip(layer, its_gradient, strict=True):
+                    parameter.update(g)
         history.append(total / case.rows)
     return history

@@ -37,7 +37,8 @@ BUDGET_SECONDS = 40.0
 PAUSE_SECONDS = 0.05
 """Between samples, so that the spinning threads of one contender do not run into the next."""
 
-ALL_CASES = {**cases.CASES, **cases.MORE}
+ALL_CASES = {**cases.CASES, **cases.MORE, **cases.TOOLBOX}
+SETS = {"more": cases.MORE, "toolbox": cases.TOOLBOX}
 
 console = Console(stderr=True)
 
@@ -178,8 +179,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Time training steps of gradstep and its peers.")
     parser.add_argument(
         "--cases",
-        help=f"comma-separated, of {', '.join(ALL_CASES)}; 'more' for those from "
-        f"{next(iter(cases.MORE))} on (default: those before)",
+        help=f"comma-separated, of {', '.join({**cases.CASES, **cases.MORE})}; 'more' for those from "
+        f"{next(iter(cases.MORE))} on, 'toolbox' for optimizers and losses (default: those before)",
     )
     parser.add_argument(
         "--contenders",
@@ -194,8 +195,8 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.repeats, arguments.seconds = 3, 0.1
-    if arguments.cases == "more":
-        arguments.cases = ",".join(cases.MORE)
+    if arguments.cases in SETS:
+        arguments.cases = ",".join(SETS[arguments.cases])
     for kind, given, known in (
         ("case", arguments.cases, tuple(ALL_CASES)),
         ("contender", arguments.contenders, tuple(CONTENDERS)),
@@ -223,7 +224,8 @@ def main() -> int:
         peaks = measure_peaks(settings.threads, case.dtype)
         run["cases"][case.name] = {**case.to_json(), "flops_per_step": case.flops_per_step}
         run["peaks"][case.name] = peaks
-        for group in measure(case, pairs, settings):
+        able = [(contender, count) for contender, count in pairs if contender.supports(case)]
+        for group in measure(case, able, settings):
             run["results"] += [{**vars(result), "microseconds": result.microseconds} for result in group]
             if arguments.json:  # after every group: a run that is stopped loses little
                 arguments.json.parent.mkdir(parents=True, exist_ok=True)

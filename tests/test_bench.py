@@ -81,6 +81,14 @@ def test_numpy_by_hand_and_gradstep_agree_on_shuffled_and_partial_batches(activa
     assert check_loss("gradstep-numpy", case) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "case", [c for c in cases.TOOLBOX.values() if c.widths[0] == 64], ids=lambda c: c.name
+)
+def test_every_optimizer_and_loss_of_the_toolbox_has_the_same_reference(case):
+    small = dataclasses.replace(case, widths=(5, 8, 3), rows=50, batch=16)
+    assert check_loss("gradstep-numpy", small) == pytest.approx(expected_losses(small)[-1], rel=1e-4)
+
+
 def test_a_case_survives_its_way_through_json():
     assert cases.Case.from_json(SMALLEST.to_json()) == SMALLEST
 

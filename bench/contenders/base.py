@@ -21,6 +21,9 @@ THREAD_VARIABLES = (
 """Set before a worker starts, because most libraries read them at import. NPROC is XLA's."""
 
 
+BASIC_LOSSES = ("mse", "binary_cross_entropy", "cross_entropy")
+
+
 class Session(ABC):
     """One contender with one case loaded, in a process with a fixed number of threads."""
 
@@ -33,7 +36,7 @@ class Session(ABC):
         """Train whole epochs: the timed region.
 
         Every step gathers its shuffled batch (unless the batch holds every row), runs forward, computes
-        the loss, runs backward and updates all parameters with Adam. Without orders the contender
+        the loss, runs backward and updates all parameters. Without orders the contender
         shuffles in here, by its own means.
 
         Parameters
@@ -67,6 +70,10 @@ class Contender(ABC):
         """None, or one sentence why it cannot run here."""
         missing = [package for package in self.packages if util.find_spec(_module(package)) is None]
         return f"{', '.join(missing)} is not installed" if missing else None
+
+    def supports(self, case: Case) -> bool:
+        """Whether it has the case's optimizer and loss."""
+        return case.optimizer == "adam" and case.loss in BASIC_LOSSES
 
     def versions(self) -> dict[str, str]:
         """Version of every package that does the work."""

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cases import SHUFFLE_SEED, Array, Case, Weights
+from cases import BETA1, EPSILON, OPTIMIZERS, SHUFFLE_SEED, Array, Case, Weights
 from contenders.base import Contender, Session
 
 if TYPE_CHECKING:
     import gradstep as gs
+
+
+def _optimizer(case: Case) -> Any:
+    from gradstep.optimizers import OPTIMIZER_CLASSES
+
+    options = OPTIMIZERS[case.optimizer]
+    if case.optimizer == "lion":
+        options = {**options, "beta1": BETA1, "beta2": BETA1}
+    if case.optimizer == "adagrad":
+        options = {**options, "epsilon": EPSILON}
+    return OPTIMIZER_CLASSES[case.optimizer](case.learning_rate, **options)
 
 
 class GradstepSession(Session):
@@ -35,7 +46,7 @@ class GradstepSession(Session):
         return gs.Network(
             [gs.Input(case.widths[0]), *hidden, gs.Dense(case.widths[-1])],
             loss=case.loss,
-            optimizer=gs.Adam(case.learning_rate),
+            optimizer=_optimizer(case),
             seed=SHUFFLE_SEED,
             backend=self.backend,
             dtype=case.dtype,
@@ -74,6 +85,10 @@ class GradstepFit(Contender):
         except ImportError as error:
             return str(error)
         return None
+
+    def supports(self, case: Case) -> bool:
+        """Everything."""
+        return True
 
     def versions(self) -> dict[str, str]:
         """The package's own version, and what its backend says about itself."""

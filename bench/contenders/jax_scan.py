@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib import util
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from cases import BETA1, BETA2, EPSILON, Array, Case, Weights
+from cases import BETA1, BETA2, EPSILON, OPTIMIZERS, Array, Case, Weights
 from contenders.base import Contender, Session, shuffled_orders
 
 
@@ -43,7 +44,51 @@ def _loss(case: Case, layers: Any, x: Any, y: Any) -> Any:
     if case.loss == "binary_cross_entropy":
         row_losses = jnp.maximum(z, 0) - z * y + jnp.log1p(jnp.exp(-jnp.abs(z)))
         return jnp.mean(jnp.sum(row_losses, axis=1))
-    return jnp.mean(jax.nn.logsumexp(z, axis=1) - jnp.take_along_axis(z, y[:, None], axis=1)[:, 0])
+    if case.loss == "cross_entropy":
+        return jnp.mean(jax.nn.logsumexp(z, axis=1) - jnp.take_along_axis(z, y[:, None], axis=1)[:, 0])
+    if case.loss == "mae":
+        return jnp.mean(jnp.abs(z - y))
+    if case.loss == "huber":
+        d = jnp.abs(z - y)
+        return jnp.mean(jnp.where(d < 1, 0.5 * d * d, d - 0.5))
+    return jnp.mean(jnp.sum(jnp.exp(z) - y * z + jax.scipy.special.xlogy(y, y) - y, axis=1))  # poisson
+
+
+def _optax_optimizer(case: Case) -> Any:
+    """Optax's optimizers, for all but Adam."""
+    import optax
+
+    rate, options = case.learning_rate, OPTIMIZERS[case.optimizer]
+    adam = {"b1": BETA1, "b2": BETA2, "eps": EPSILON}
+    match case.optimizer:
+        case "adamw":
+            return optax.adamw(rate, **adam, **options)
+        case "sgd":
+            return optax.sgd(rate, **options)
+        case "rmsprop":
+            decay, momentum = options["decay"], options["momentum"]
+            return optax.rmsprop(rate, decay, EPSILON, momentum=momentum, eps_in_sqrt=False)
+        case "adagrad":
+            # its epsilon is under the root
+            return optax.adagrad(rate, initial_accumulator_value=0.0, eps=EPSILON**2)
+        case "lion":
+            return optax.lion(rate, b1=BETA1, b2=BETA1, **options)
+    raise NotImplementedError(case.optimizer)
+
+
+def _make_optax_step(case: Case, unravel: Callable[[Any], Any]) -> Callable[..., Any]:
+    import jax
+    import optax
+
+    optimizer = _optax_optimizer(case)
+
+    def step(state: Any, x: Any, y: Any) -> Any:
+        theta, inner = state
+        loss, g = jax.value_and_grad(lambda t: _loss(case, unravel(t), x, y))(theta)
+        updates, inner = optimizer.update(g, inner, theta)
+        return (optax.apply_updates(theta, updates), inner), loss
+
+    return step
 
 
 def _make_step(case: Case, unravel: Callable[[Any], Any]) -> Callable[..., Any]:
@@ -117,7 +162,7 @@ class JaxSession(Session):
         self.X, self.y = (jnp.asarray(array) for array in data)
         flat, unravel = ravel_pytree(weights) if form.is_flat else (None, lambda theta: theta)
         self.theta = np.asarray(flat) if form.is_flat else weights
-        step = _make_step(case, unravel)
+        step = (_make_step if case.optimizer == "adam" else _make_optax_step)(case, unravel)
         if case.is_full_batch:
             self.program = _make_full_batch_run(step, form)
         else:
@@ -127,10 +172,13 @@ class JaxSession(Session):
     def reset(self) -> None:
         """Copy the initial weights to the device."""
         self.state = None  # lets go of the old state before the new one is made
-        zeros = partial(self.jax.tree.map, self.jnp.zeros_like)
-        zero = self.jnp.zeros((), self.case.dtype)
         theta = self.jax.tree.map(self.jnp.array, self.theta)
-        self.state = (theta, zeros(theta), zeros(theta), zero, zero.copy())
+        if self.case.optimizer == "adam":
+            zeros = partial(self.jax.tree.map, self.jnp.zeros_like)
+            zero = self.jnp.zeros((), self.case.dtype)
+            self.state = (theta, zeros(theta), zeros(theta), zero, zero.copy())
+        else:
+            self.state = (theta, _optax_optimizer(self.case).init(theta))
         self.jax.block_until_ready(self.state)
 
     def run(self, epochs: int, orders: Array | None = None) -> float:
@@ -171,6 +219,12 @@ class JaxScan(Contender):
         """One thread needs Eigen's own switch too."""
         flags = "--xla_cpu_multi_thread_eigen=false" if threads == 1 else ""
         return {**super().environment(threads), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+
+    def supports(self, case: Case) -> bool:
+        """All but those of which optax has another formula; the others need optax."""
+        if case.optimizer in ("amsgrad", "nadam"):
+            return False
+        return case.optimizer == "adam" or util.find_spec("optax") is not None
 
     def prepare(self, case: Case, data: tuple[Array, Array], weights: Weights, threads: int) -> Session:
         """Try every form and keep the fastest."""

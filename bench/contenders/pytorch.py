@@ -6,18 +6,52 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from cases import BETA1, BETA2, EPSILON, Array, Case, Weights
+from cases import BETA1, BETA2, EPSILON, OPTIMIZERS, Array, Case, Weights
 from contenders.base import Contender, Session
 
 
 def _loss(case: Case) -> Any:
+    import torch
     from torch.nn import functional
+
+    def binary_cross_entropy(z: Any, t: Any) -> Any:
+        return functional.binary_cross_entropy_with_logits(z, t, reduction="sum") / len(z)
+
+    def poisson(z: Any, t: Any) -> Any:
+        return (z.exp() - t * z + torch.xlogy(t, t) - t).sum() / len(z)
 
     return {
         "mse": functional.mse_loss,
-        "binary_cross_entropy": functional.binary_cross_entropy_with_logits,
+        "binary_cross_entropy": binary_cross_entropy,
         "cross_entropy": functional.cross_entropy,
+        "mae": functional.l1_loss,
+        "huber": functional.huber_loss,
+        "poisson": poisson,
     }[case.loss]
+
+
+def _optimizer(torch: Any, case: Case, parameters: Any) -> Any:
+    """The library's own, fused where it has that."""
+    optim, rate = torch.optim, case.learning_rate
+    adam = {"lr": rate, "betas": (BETA1, BETA2), "eps": EPSILON}
+    options = OPTIMIZERS[case.optimizer]
+    match case.optimizer:
+        case "adam":
+            return optim.Adam(parameters, fused=True, **adam)
+        case "adamw":
+            return optim.AdamW(parameters, fused=True, **adam, **options)
+        case "amsgrad":
+            return optim.Adam(parameters, fused=True, amsgrad=True, **adam)
+        case "nadam":
+            return optim.NAdam(parameters, foreach=True, **adam, **options)
+        case "sgd":
+            return optim.SGD(parameters, lr=rate, fused=True, **options)
+        case "rmsprop":
+            momentum, alpha = options["momentum"], options["decay"]
+            return optim.RMSprop(parameters, rate, alpha, EPSILON, momentum=momentum, foreach=True)
+        case "adagrad":
+            return optim.Adagrad(parameters, rate, eps=EPSILON, fused=True)
+    raise NotImplementedError(case.optimizer)
 
 
 class TorchSession(Session):
@@ -59,7 +93,7 @@ class TorchSession(Session):
 
 
 class EagerSession(TorchSession):
-    """An `nn.Sequential` with `optim.Adam(fused=True)`."""
+    """An `nn.Sequential` with the optimizers of `torch.optim`."""
 
     def reset(self) -> None:
         """Build a new network."""
@@ -73,13 +107,7 @@ class EagerSession(TorchSession):
             for parameter, value in zip(self.network.parameters(), self.initial, strict=True):
                 parameter.copy_(value)
         self.loss = _loss(self.case)
-        self.optimizer = self.torch.optim.Adam(
-            self.network.parameters(),
-            lr=self.case.learning_rate,
-            betas=(BETA1, BETA2),
-            eps=EPSILON,
-            fused=True,
-        )
+        self.optimizer = _optimizer(self.torch, self.case, self.network.parameters())
 
     def step(self, rows: Any) -> Any:
         """One step as the tutorials write it."""
@@ -152,13 +180,17 @@ class PytorchEager(Contender):
     name = "pytorch"
     packages = ("torch",)
 
+    def supports(self, case: Case) -> bool:
+        """All but lion."""
+        return case.optimizer != "lion"
+
     def prepare(self, case: Case, data: tuple[Array, Array], weights: Weights, threads: int) -> Session:
         """Build a module."""
         return EagerSession(case, data, weights, threads)
 
 
 class PytorchCompiled(Contender):
-    """PyTorch through `torch.compile`."""
+    """PyTorch through `torch.compile`; Adam alone, which is written into the graph."""
 
     name = "pytorch-compiled"
     packages = ("torch",)
