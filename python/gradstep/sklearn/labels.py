@@ -59,11 +59,13 @@ def numbers_of(y: Any, labels: Array) -> Array:
     texts = _texts(y)
     if texts is not None and labels.dtype.kind in "OU":
         number = {label: i for i, label in enumerate(labels.tolist())}
-        numbers = np.array([number.get(text, -1) for text in texts])
-        known = numbers.min() >= 0
+        try:
+            numbers: Array = np.fromiter(map(number.__getitem__, texts), np.int64, len(texts))
+            return numbers
+        except KeyError:
+            pass
     else:
         numbers = np.minimum(np.searchsorted(labels, y), len(labels) - 1)
-        known = bool((labels[numbers] == y).all())
-    if not known:
-        raise ValueError(f"y holds classes that training did not: all must be among {labels}")
-    return numbers
+        if (labels[numbers] == y).all():
+            return numbers
+    raise ValueError(f"y holds classes that training did not: all must be among {labels}")

@@ -48,7 +48,8 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
         Rows of a batch; "auto" is 200, or all rows if they are fewer.
     learning_rate : {"constant", "invscaling", "adaptive"}, Schedule or callable, default "constant"
         Names are for sgd. A `gradstep.schedules.Schedule`, or a function of the number of updates done, gives
-        factors of learning_rate_init for sgd and adam, over max_iter epochs; partial_fit counts on.
+        factors of learning_rate_init for sgd and adam, over max_iter epochs, whose end is no warning then;
+        partial_fit counts on.
     learning_rate_init : float, default 0.001
         Learning rate, or where the schedule begins.
     power_t : float, default 0.5

@@ -128,7 +128,8 @@ class StochasticSolver:
             is_over = self._is_over()
             if hooks.epoch_ended(self._coefficients) or is_over or incremental or self._is_late(start):
                 break
-            if estimator.n_iter_ == settings.max_iter:
+            # A schedule is made for all of its epochs: to reach the last one is the plan.
+            if estimator.n_iter_ == settings.max_iter and isinstance(settings.learning_rate, str):
                 warn(
                     f"Stochastic Optimizer: Maximum iterations ({settings.max_iter}) reached and the "
                     "optimization hasn't converged yet.",
