@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn
+from joblib import Parallel, delayed
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
@@ -19,6 +20,7 @@ from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, cross_val
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+import gradstep as gs
 from gradstep.sklearn import MLPClassifier, MLPRegressor, TabularClassifier, TabularRegressor
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -67,6 +69,16 @@ def test_searches_in_two_processes(iris, search):
     alone = search(classifier(max_iter=30), grid, cv=3, n_jobs=1, **options).fit(*iris)
     np.testing.assert_array_equal(found.cv_results_["mean_test_score"], alone.cv_results_["mean_test_score"])
     assert found.best_params_ == alone.best_params_
+
+
+def test_processes_share_the_cores():
+    alone = gs.get_num_threads()
+    here = Parallel(n_jobs=2)(delayed(_threads)() for _ in range(2))
+    assert all(1 <= count <= max(1, alone // 2) for count in here)
+
+
+def _threads():
+    return gs.get_num_threads()
 
 
 def test_cross_validation(iris):
@@ -125,6 +137,19 @@ def test_weights_are_routed(iris):
         model = classifier().set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
         search = GridSearchCV(model, {"alpha": [1e-4]}, cv=3).fit(X, y, sample_weight=weight)
     assert np.mean(search.predict(X) == 0) > np.mean(classifier().fit(X, y).predict(X) == 0)
+
+
+def test_rows_to_validate_on_are_routed(iris):
+    X, y = iris
+    with sklearn.config_context(enable_metadata_routing=True):
+        model = classifier(max_iter=5).set_fit_request(X_val=True, y_val=True)
+        pipeline = make_pipeline(StandardScaler(), model)
+        pipeline.set_params(transform_input=["X_val"]).fit(X[:100], y[:100], X_val=X[100:], y_val=y[100:])
+    alone = classifier(max_iter=5)
+    scaler = StandardScaler().fit(X[:100])
+    train, held = scaler.transform(X[:100]), scaler.transform(X[100:])
+    alone.fit(train, y[:100], X_val=held, y_val=y[100:])
+    assert pipeline[-1].validation_loss_curve_ == alone.validation_loss_curve_
 
 
 def test_clones_fit_alike(iris):
@@ -202,6 +227,15 @@ def test_callbacks_of_scikit_learn_see_every_epoch_and_may_stop(iris):
     assert recorder.events == ["setup", "begin fit", *epochs, "end fit", "teardown"]
     assert recorder.scores[-1] == recorder.scores[-2] == model.score(*iris)
     assert not [name for name in vars(model) if name.startswith("_callback")]
+
+
+@needs_callbacks
+def test_callbacks_of_scikit_learn_see_every_iteration_of_lbfgs(iris):
+    recorder = Recorder(stop_at=3)
+    model = classifier(solver="lbfgs").set_callbacks(recorder).fit(*iris)
+    assert model.n_iter_ == 3
+    assert recorder.events == ["setup", "begin fit", *["begin epoch", "end epoch"] * 3, "end fit", "teardown"]
+    assert recorder.scores[-1] == recorder.scores[-2] == model.score(*iris)
 
 
 @needs_callbacks

@@ -12,6 +12,7 @@ import scipy.sparse
 from sklearn.base import clone
 from sklearn.datasets import load_diabetes, load_digits, make_classification
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.pipeline import make_pipeline
 
 import gradstep as gs
 from gradstep.backends import available
@@ -55,7 +56,11 @@ def test_importing_gradstep_does_not_import_scikit_learn():
         ({"time_budget": 0}, "time_budget must be greater than 0"),
         ({"n_jobs": 0}, "n_jobs must be at least 1"),
         ({"backend": "gpu"}, "unknown backend 'gpu'"),
-        ({"learning_rate": lambda epoch: -1.0}, "learning_rate must return positive numbers, got -1.0"),
+        ({"learning_rate": lambda update: -1.0}, "learning_rate must return positive numbers, got -1.0"),
+        (
+            {"learning_rate": gs.schedules.Cosine(), "solver": "lbfgs"},
+            "learning_rate is a schedule, which needs",
+        ),
     ],
 )
 def test_bad_parameters_are_one_sentence_and_change_nothing(digits, parameters, message):
@@ -287,18 +292,101 @@ def test_functions_are_called_after_every_epoch_and_may_stop(digits):
     assert model.n_iter_ == 3
 
 
-def test_a_schedule_may_be_a_function_of_the_epoch(digits):
-    by_function = MLPClassifier(
-        (10,), solver="sgd", max_iter=6, random_state=0, learning_rate=lambda epoch: 0.05
-    ).fit(*digits)
-    constant = MLPClassifier((10,), solver="sgd", max_iter=6, random_state=0, learning_rate_init=0.05).fit(
-        *digits
-    )
-    np.testing.assert_array_equal(by_function.loss_curve_, constant.loss_curve_)
-    halved = MLPClassifier(
-        (10,), max_iter=6, random_state=0, learning_rate=lambda epoch: 1e-3 * 0.5**epoch
-    ).fit(*digits)
-    assert halved.loss_ > MLPClassifier((10,), max_iter=6, random_state=0).fit(*digits).loss_
+def test_a_schedule_gives_factors_of_the_learning_rate(digits):
+    parameters = {"hidden_layer_sizes": (10,), "max_iter": 6, "random_state": 0}
+    for solver in ("sgd", "adam"):
+        constant = MLPClassifier(**parameters, solver=solver, learning_rate_init=0.05).fit(*digits)
+        doubled = MLPClassifier(
+            **parameters, solver=solver, learning_rate=lambda update: 2.0, learning_rate_init=0.025
+        ).fit(*digits)
+        np.testing.assert_array_equal(doubled.loss_curve_, constant.loss_curve_)
+
+
+@pytest.mark.parametrize("solver", ["sgd", "adam"])
+def test_a_schedule_does_to_every_update_what_it_does_in_a_network(diabetes, solver):
+    X, y = diabetes
+    schedule = gs.schedules.LinearWarmup(5, gs.schedules.Cosine())
+    model = MLPRegressor(
+        "mae", (10,), solver=solver, momentum=0.0, alpha=0.0, batch_size=50, shuffle=False, max_iter=4,
+        learning_rate=schedule, learning_rate_init=0.02, random_state=0, epsilon=1e-12,
+    )  # fmt: skip
+    start = MLPRegressor("mae", (10,), max_iter=1, random_state=0, learning_rate_init=1e-300).fit(X, y)
+    optimizer = gs.SGD(0.02) if solver == "sgd" else gs.Adam(0.02, epsilon=1e-12)
+    net = gs.Network([gs.Dense(10, "relu"), gs.Dense(1)], loss="mae", optimizer=optimizer, dtype="float64")
+    net.fit(X, y, epochs=1, schedule=lambda step: 1e-300, verbose=0)  # learns the shapes
+    for i, (W, b) in enumerate(zip(start.coefs_, start.intercepts_, strict=True)):
+        net.set_parameters({f"dense_{i}.W": W, f"dense_{i}.b": b})
+    net.set_optimizer_state({name: np.zeros_like(v) for name, v in net.optimizer_state().items()})
+    history = net.fit(X, y, epochs=4, batch_size=50, shuffle=False, schedule=schedule, verbose=0)
+    np.testing.assert_allclose(model.fit(X, y).loss_curve_, history.loss, rtol=1e-6)
+
+
+def test_partial_fit_goes_on_with_the_schedule(digits):
+    X, y = digits
+    seen = []
+
+    def schedule(update):
+        seen.append(update)
+        return 1.0
+
+    model = MLPClassifier((10,), batch_size=250, learning_rate=schedule)
+    for _ in range(3):
+        model.partial_fit(X, y, classes=np.arange(10))
+    assert seen == [0, 1, 2, 3, 4, 5]
+
+
+def test_sparse_blocks_have_the_rates_of_their_updates(digits, monkeypatch):
+    monkeypatch.setattr("gradstep.sklearn.rows.BLOCK_BYTES", 64 * 8 * 100)
+    X, y = digits
+    models = [
+        MLPClassifier(
+            (10,), batch_size=30, max_iter=3, random_state=0, learning_rate=gs.schedules.Cosine(),
+            backend="numpy",
+        ).fit(rows, y)
+        for rows in (X, scipy.sparse.csr_array(X))
+    ]  # fmt: skip
+    np.testing.assert_allclose(models[1].loss_curve_, models[0].loss_curve_, rtol=1e-9)
+
+
+def test_lbfgs_tells_and_asks_after_every_iteration(digits):
+    X, y = digits
+    seen = []
+
+    def watch(model):
+        seen.append((model.n_iter_, model.loss_, model.score(X, y)))
+        return model.n_iter_ == 4
+
+    model = MLPClassifier((10,), solver="lbfgs", random_state=0, callbacks=watch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)  # to be stopped is no failure to converge
+        model.fit(X, y, X_val=X[:100], y_val=y[:100])
+    assert [iteration for iteration, *_ in seen] == [1, 2, 3, 4]
+    assert seen[-1][1:] == (model.loss_, model.score(X, y))
+    p = model.predict_proba(X[:100])
+    assert len(model.validation_loss_curve_) == model.n_iter_ == 4
+    assert model.validation_loss_curve_[-1] == pytest.approx(-np.log(p[np.arange(100), y[:100]]).mean())
+    late = MLPClassifier((10,), solver="lbfgs", random_state=0, time_budget=1e-9).fit(X, y)
+    assert late.n_iter_ == 1
+    assert not hasattr(model.fit(X, y), "validation_loss_curve_")
+
+
+@pytest.mark.parametrize("kind", ["object", "text", "int", "float", "bool"])
+def test_labels_of_any_type_come_back(digits, kind):
+    X, y = digits[0], digits[1] % (2 if kind == "bool" else 3)
+    convert = {
+        "object": lambda y: y.astype(str).astype(object),
+        "text": lambda y: y.astype("U5"),
+        "int": lambda y: 10 * y - 7,
+        "float": lambda y: y.astype(float),
+        "bool": lambda y: y.astype(bool),
+    }[kind]
+    plain = MLPClassifier((10,), max_iter=3, random_state=0).fit(X, y)
+    named = MLPClassifier((10,), max_iter=3, random_state=0).fit(X, convert(y))
+    assert named.classes_.dtype == convert(y).dtype
+    np.testing.assert_array_equal(named.predict(X), convert(plain.predict(X)))
+    some = y < y.max()
+    with pytest.raises(ValueError, match="y holds classes that training did not"):
+        named.fit(X[some], convert(y[some]), X_val=X, y_val=convert(y))
 
 
 def test_a_time_budget_ends_training(digits):
@@ -351,6 +439,8 @@ def test_partial_fit_needs_the_classes_and_a_stochastic_solver(digits):
     assert model.predict_proba(X).shape == (500, 11)
     with pytest.raises(ValueError, match="not the same as on last call"):
         model.partial_fit(X, y, classes=np.arange(3))
+    with pytest.raises(ValueError, match="class_weight 'balanced' needs all rows"):
+        MLPClassifier(class_weight="balanced").partial_fit(X, y, classes=np.arange(10))
     with pytest.raises(ValueError, match="early_stopping"):
         MLPClassifier(early_stopping=True).partial_fit(X, y, classes=np.arange(10))
 
@@ -378,3 +468,21 @@ def test_the_same_bits_for_any_number_of_threads(digits):
         for n_jobs in (1, 2)
     ]
     assert curves[0] == curves[1]
+
+
+@pytest.mark.parametrize(
+    ("solver", "method", "wrap", "count"),
+    [
+        ("adam", "fit", None, 2),
+        ("adam", "fit", make_pipeline, 2),
+        ("adam", "partial_fit", None, 1),
+        ("lbfgs", "fit", None, 1),
+    ],
+)
+def test_warnings_point_at_the_line_that_called(diabetes, solver, method, wrap, count):
+    model = MLPRegressor(hidden_layer_sizes=(5,), solver=solver, max_iter=2, batch_size=10**6)
+    model = model if wrap is None else wrap(model)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        getattr(model, method)(*diabetes)
+    assert [warning.filename for warning in found] == [__file__] * count

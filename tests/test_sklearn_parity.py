@@ -1,5 +1,6 @@
 """The same random_state gives the same model as scikit-learn's own perceptrons."""
 
+import inspect
 import warnings
 
 import numpy as np
@@ -217,10 +218,30 @@ def test_weighted_batches_minimise_what_scikit_learn_minimises():
     np.testing.assert_allclose(models[1].predict(X), models[0].predict(X), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize(
+    "parameters",
+    [{}, {"solver": "sgd"}, {"early_stopping": True}, {"solver": "lbfgs"}, {"warm_start": True}],
+    ids=str,
+)
+def test_what_is_learnt_has_the_names_and_types_of_scikit_learn(problem, parameters):
+    theirs, ours, X, _ = fit_both(problem, max_iter=3, **parameters)
+    public = {name for name in vars(theirs) if name.endswith("_") and not name.startswith("_")}
+    assert public == {name for name in vars(ours) if name.endswith("_") and not name.startswith("_")}
+    for name in public:
+        assert type(getattr(ours, name)) is type(getattr(theirs, name)) or name in ("loss_", "best_loss_")
+    # scikit-learn's regressor shows partial_fit for lbfgs, too, and fails when it is called.
+    names = {name for name in dir(theirs) if not name.startswith("_") and name != "partial_fit"}
+    assert names <= set(dir(ours))
+    assert ours.predict(X).dtype == theirs.predict(X).dtype
+
+
 def test_parameters_have_the_names_order_and_defaults_of_scikit_learn():
     for theirs, ours in (
         (neural_network.MLPClassifier, MLPClassifier),
         (neural_network.MLPRegressor, MLPRegressor),
     ):
-        expected = theirs().get_params()
-        assert {name: value for name, value in ours().get_params().items() if name in expected} == expected
+        expected = list(inspect.signature(theirs).parameters.values())
+        found = list(inspect.signature(ours).parameters.values())[: len(expected)]
+        for mine, other in zip(found, expected, strict=True):
+            assert (mine.name, mine.default, mine.kind) == (other.name, other.default, other.kind)

@@ -64,6 +64,12 @@ def test_training_goes_on_from_a_file(tmp_path):
     np.testing.assert_array_equal(copy.partial_fit(X, y).coefs_[0], model.partial_fit(X, y).coefs_[0])
 
 
+def test_a_schedule_is_kept_in_the_file(tmp_path):
+    schedule = gs.schedules.LinearWarmup(10, gs.schedules.Cosine(final=0.1))
+    MLPClassifier(learning_rate=schedule).save(tmp_path / "model.safetensors")
+    assert MLPClassifier.load(tmp_path / "model.safetensors").learning_rate == schedule
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_networks_predict_as_their_estimators(case, tmp_path):
     model, X, y = CASES[case]()

@@ -259,7 +259,7 @@ def check_schedule(argument: str, schedule: object) -> ScheduleLike:
     )
 
 
-def factors_of(schedule: ScheduleLike, steps: Array, total: int) -> Array:
+def factors_of(schedule: ScheduleLike, steps: Array, total: int, argument: str = "schedule") -> Array:
     """Factors of the learning rate for the updates of these numbers.
 
     Raises
@@ -276,6 +276,6 @@ def factors_of(schedule: ScheduleLike, steps: Array, total: int) -> Array:
     if bad.any():
         at = int(np.argmax(bad))
         raise ValueError(
-            f"schedule must return positive numbers, got {factors[at]} for step {int(steps[at])}"
+            f"{argument} must return positive numbers, got {factors[at]} for step {int(steps[at])}"
         )
     return factors

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -81,8 +81,7 @@ class Perceptron(Persistent, CallbackSupportMixin, BaseEstimator):  # type: igno
 
     def _store(self, parameters: dict[str, Any]) -> None:
         """Keep the arguments of a constructor, its ``locals()``, as they are."""
-        for name in self._get_param_names():
-            setattr(self, name, parameters[name])
+        self.__dict__.update({k: v for k, v in parameters.items() if k not in ("self", "__class__")})
 
     # ----------------------------------------------------------------------------------------------
     # What a subclass says about its targets.
@@ -127,7 +126,7 @@ class Perceptron(Persistent, CallbackSupportMixin, BaseEstimator):  # type: igno
         *,
         incremental: bool,
     ) -> Any:
-        settings = check_settings(self.get_params(deep=False))
+        settings = check_settings(vars(self))
         if incremental and settings.early_stopping:
             raise ValueError("partial_fit does not support early_stopping=True")
         with self._unchanged_on_error(), threads(settings.n_jobs):
@@ -159,17 +158,21 @@ class Perceptron(Persistent, CallbackSupportMixin, BaseEstimator):  # type: igno
         if first:
             self._start(plan, settings, objective, random_state, X.dtype.name)
         self._check_shapes(plan)
-        held_rows = self._validation_rows(validation, dtype)
+        given_rows = self._validation_rows(validation, dtype)
         hooks = EpochHooks(self, settings) if incremental else self._fit_hooks(settings, given)
         engine = make_engine(plan, self.backend, self.coefs_, self.intercepts_)
         if settings.is_stochastic:
-            self._restore_optimizer(engine, settings, incremental)
-            split = self._split(engine, rows, held_rows, settings, random_state)
-            solver = StochasticSolver(self, engine, settings, objective, rows, split, random_state)
+            first_update = self._restore_optimizer(engine, settings, incremental)
+            split = self._split(engine, rows, given_rows, settings, random_state)
+            solver = StochasticSolver(
+                self, engine, settings, objective, rows, split, random_state, first_update
+            )
             self._forget_moments()
             solver.run(hooks, incremental=incremental)
         else:
-            minimize(self, engine, settings, objective, rows)
+            minimize(
+                self, engine, settings, objective, rows, self._validation_loss(engine, given_rows), hooks
+            )
         if isinstance(hooks, FitHooks):
             hooks.fit_ended()
 
@@ -225,6 +228,7 @@ class Perceptron(Persistent, CallbackSupportMixin, BaseEstimator):  # type: igno
         self.n_iter_ = self.t_ = 0
         self.n_outputs_, self.n_layers_ = plan.n_out, len(widths)
         self.out_activation_ = objective.out_activation
+        self.__dict__.pop("validation_loss_curve_", None)
         if not settings.is_stochastic:
             return
         self.loss_curve_ = []
@@ -243,13 +247,14 @@ class Perceptron(Persistent, CallbackSupportMixin, BaseEstimator):  # type: igno
                 f"data ask for {wanted}"
             )
 
-    def _restore_optimizer(self, engine: Engine, settings: Settings, incremental: bool) -> None:
-        """Go on with the optimizer of before, where partial_fit does."""
+    def _restore_optimizer(self, engine: Engine, settings: Settings, incremental: bool) -> int:
+        """Go on with the optimizer of before, where partial_fit does; returns its updates so far."""
         known = getattr(self, "_optimizer_state", None)
         if incremental and known is not None and known.keys() == engine.optimizer_state().keys():
             engine.set_optimizer_state(known)
-        else:
-            self._rate = settings.learning_rate_init
+            return int(known["step"])
+        self._rate = settings.learning_rate_init
+        return 0
 
     def _forget_moments(self) -> None:
         """Let go of what the engine holds now: wide networks would hold it twice."""
@@ -265,13 +270,9 @@ class Perceptron(Persistent, CallbackSupportMixin, BaseEstimator):  # type: igno
         random_state: np.random.RandomState,
     ) -> Split:
         """What trains and what validates."""
-        train, held, loss = None, given, None
-        if given is not None:
-            if not hasattr(self, "validation_loss_curve_") or not self.loss_curve_:
-                self.validation_loss_curve_ = []
-            scale = self._objective(engine.plan.n_out).reported
-            loss = lambda: given.evaluate(engine) * scale  # noqa: E731
-        elif settings.early_stopping:
+        train, held = None, given
+        loss = self._validation_loss(engine, given)
+        if given is None and settings.early_stopping:
             train, rows_held = hold_out(
                 len(rows), settings.validation_fraction, self._strata(rows.y), random_state
             )
@@ -280,6 +281,15 @@ class Perceptron(Persistent, CallbackSupportMixin, BaseEstimator):  # type: igno
             return Split(train, None, loss)
         scored = held
         return Split(train, lambda: self._score_rows(engine, scored), loss)
+
+    def _validation_loss(self, engine: Engine, rows: Rows | None) -> Callable[[], float] | None:
+        """What adds to `validation_loss_curve_`, or None without rows for it."""
+        if rows is None:
+            return None
+        if not hasattr(self, "validation_loss_curve_"):
+            self.validation_loss_curve_ = []
+        scale = self._objective(engine.plan.n_out).reported
+        return lambda: rows.evaluate(engine) * scale
 
     def _score_rows(self, engine: Engine, rows: Rows) -> float:
         outputs = predict(engine, rows.X)

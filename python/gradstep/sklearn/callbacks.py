@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gradstep.backends.base import Engine
-from gradstep.sklearn.model import coefficients
+from gradstep.backends.base import Array
 from gradstep.sklearn.settings import Settings
 
 if TYPE_CHECKING:
     from gradstep.sklearn.base import Perceptron
 
 Method = TypeVar("Method", bound=Callable[..., Any])
+
+Coefficients = Callable[[], tuple[list[Array], list[Array]]]
+"""Reads coefs_ and intercepts_ as they are now."""
 
 try:
     from sklearn.callback import CallbackSupportMixin, with_callbacks
@@ -44,14 +46,19 @@ class EpochHooks:
         self.estimator = estimator
         self.functions = settings.callbacks
 
+    @property
+    def watched(self) -> bool:
+        """Whether anyone asked."""
+        return bool(self.functions)
+
     def epoch_begins(self) -> None:
         """Before an epoch."""
 
-    def epoch_ended(self, engine: Engine) -> bool:
+    def epoch_ended(self, read: Coefficients) -> bool:
         """After an epoch; whether someone wants to stop."""
         if not self.functions:
             return False
-        self.estimator.coefs_, self.estimator.intercepts_ = coefficients(engine.plan, engine.parameters())
+        self.estimator.coefs_, self.estimator.intercepts_ = read()
         answers = [bool(function(self.estimator)) for function in self.functions]  # all are called
         return any(answers)
 
@@ -72,22 +79,26 @@ class FitHooks(EpochHooks):
     ) -> None:
         super().__init__(estimator, settings)
         self.data = {"X": X, "y": y, "metadata": dict(metadata)}
-        epochs = settings.max_iter if settings.is_stochastic else 0
-        self.fit = estimator._init_callback_context(max_subtasks=epochs)
+        self.fit = estimator._init_callback_context(max_subtasks=settings.max_iter)
         self.fit.call_on_fit_task_begin(estimator=estimator, **self.data)
         self.epoch: Any = None
+
+    @property
+    def watched(self) -> bool:
+        """Whether anyone asked."""
+        return True
 
     def epoch_begins(self) -> None:
         """Before an epoch."""
         self.epoch = self.fit.subcontext(task_name="epoch")
         self.epoch.call_on_fit_task_begin(estimator=self.estimator, **self.data)
 
-    def epoch_ended(self, engine: Engine) -> bool:
+    def epoch_ended(self, read: Coefficients) -> bool:
         """After an epoch; whether someone wants to stop."""
-        stop = super().epoch_ended(engine)
+        stop = super().epoch_ended(read)
 
         def attributes() -> dict[str, Any]:
-            coefs, intercepts = coefficients(engine.plan, engine.parameters())
+            coefs, intercepts = read()
             return {"coefs_": coefs, "intercepts_": intercepts}
 
         ended = self.epoch.call_on_fit_task_end(

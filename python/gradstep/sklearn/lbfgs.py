@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,10 +11,12 @@ import scipy.optimize
 from sklearn.exceptions import ConvergenceWarning
 
 from gradstep.backends.base import Array, Engine
-from gradstep.sklearn.model import coefficients
+from gradstep.sklearn.callbacks import EpochHooks
+from gradstep.sklearn.model import coefficients, set_coefficients
 from gradstep.sklearn.objective import Objective
 from gradstep.sklearn.rows import Rows
 from gradstep.sklearn.settings import Settings
+from gradstep.sklearn.warn import warn
 
 if TYPE_CHECKING:
     from gradstep.sklearn.base import Perceptron
@@ -46,12 +49,14 @@ class _Function:
             at += layer.n_out
         return coefs, intercepts
 
+    def copies(self, theta: Array) -> tuple[list[Array], list[Array]]:
+        """Copies of the packed coefficients."""
+        coefs, intercepts = self.unpack(theta)
+        return [W.copy() for W in coefs], [b.copy() for b in intercepts]
+
     def __call__(self, theta: Array) -> tuple[float, Array]:
         """Loss and gradient."""
-        named = {}
-        for layer, W, b in zip(self.engine.plan.layers, *self.unpack(theta), strict=True):
-            named[f"{layer.name}.W"], named[f"{layer.name}.b"] = np.ascontiguousarray(W), b
-        self.engine.set_parameters(named)
+        set_coefficients(self.engine, *self.unpack(theta))
         loss, gradients = self.rows.loss_and_gradients(self.engine)
         gradient = _packed(*coefficients(self.engine.plan, gradients)) / self.scale
         weights = theta[: self.weights]
@@ -59,39 +64,85 @@ class _Function:
         return loss / self.scale + 0.5 * self.l2 * float(weights @ weights), gradient
 
 
+class _Watch:
+    """SciPy's callback: tells who asked of every iteration, and ends training where someone says so."""
+
+    def __init__(
+        self,
+        estimator: Perceptron,
+        function: _Function,
+        settings: Settings,
+        validation_loss: Callable[[], float] | None,
+        hooks: EpochHooks,
+    ) -> None:
+        self.estimator = estimator
+        self.function = function
+        self.settings = settings
+        self.validation_loss = validation_loss
+        self.hooks = hooks
+        self.start = time.perf_counter()
+        self.stopped = False
+        estimator.n_iter_ = 0
+
+    @property
+    def needed(self) -> bool:
+        """Whether there is anything to do."""
+        s = self.settings
+        return bool(
+            s.verbose or self.hooks.watched or self.validation_loss is not None or s.time_budget is not None
+        )
+
+    def __call__(self, intermediate_result: Any) -> None:
+        """After an iteration; SciPy goes by the argument's name."""
+        estimator, theta = self.estimator, intermediate_result.x
+        estimator.n_iter_ += 1
+        estimator.loss_ = float(intermediate_result.fun)
+        if self.settings.verbose:
+            print(f"Iteration {estimator.n_iter_}, loss = {estimator.loss_:.8f}")
+        if self.validation_loss is not None:
+            set_coefficients(self.function.engine, *self.function.unpack(theta))
+            estimator.validation_loss_curve_.append(self.validation_loss())
+        self.hooks.epoch_begins()
+        self.stopped = self.hooks.epoch_ended(lambda: self.function.copies(theta)) or self._is_late()
+        if self.stopped:
+            raise StopIteration
+
+    def _is_late(self) -> bool:
+        budget = self.settings.time_budget
+        return budget is not None and time.perf_counter() - self.start >= budget
+
+
 def minimize(
-    estimator: Perceptron, engine: Engine, settings: Settings, objective: Objective, rows: Rows
+    estimator: Perceptron,
+    engine: Engine,
+    settings: Settings,
+    objective: Objective,
+    rows: Rows,
+    validation_loss: Callable[[], float] | None,
+    hooks: EpochHooks,
 ) -> None:
     """Train, and set the estimator's coefficients, `loss_` and `n_iter_`."""
     function = _Function(engine, rows, objective, settings.alpha)
-
-    def report(intermediate_result: Any) -> None:
-        print(f"Iteration {report.count}, loss = {intermediate_result.fun:.8f}")  # type: ignore[attr-defined]
-        report.count += 1  # type: ignore[attr-defined]
-
-    report.count = 1  # type: ignore[attr-defined]
+    watch = _Watch(estimator, function, settings, validation_loss, hooks)
     result = scipy.optimize.minimize(
         function,
         _packed(estimator.coefs_, estimator.intercepts_),
         method="L-BFGS-B",
         jac=True,
-        callback=report if settings.verbose else None,
+        callback=watch if watch.needed else None,
         options={"maxfun": settings.max_fun, "maxiter": settings.max_iter, "gtol": settings.tol},
     )
     if not np.isfinite(result.x).all():
         raise ValueError(
             "Solver produced non-finite parameter weights. The input data may contain large values."
         )
-    if result.status != 0:
-        warnings.warn(
+    if result.status != 0 and not watch.stopped:
+        warn(
             f"lbfgs failed to converge after {result.nit} iteration(s) (status={result.status}):\n"
             f"{result.message}\n\nYou might also want to scale the data or to increase max_iter="
             f"{settings.max_iter}.",
             ConvergenceWarning,
-            stacklevel=6,
         )
-    coefs, intercepts = function.unpack(result.x)
     estimator.n_iter_ = max(1, min(int(result.nit), settings.max_iter))
     estimator.loss_ = float(result.fun)
-    estimator.coefs_ = [W.copy() for W in coefs]
-    estimator.intercepts_ = [b.copy() for b in intercepts]
+    estimator.coefs_, estimator.intercepts_ = function.copies(result.x)

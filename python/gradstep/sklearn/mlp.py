@@ -9,7 +9,7 @@ import scipy.sparse
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.metrics import d2_pinball_score, r2_score
 from sklearn.utils import column_or_1d, compute_sample_weight
-from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
+from sklearn.utils.multiclass import type_of_target, unique_labels
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from gradstep.backends.base import Array
@@ -17,6 +17,7 @@ from gradstep.losses import Loss, as_loss
 from gradstep.names import check_name
 from gradstep.sklearn.base import FLOATS, SPARSE, Perceptron, with_partial_fit
 from gradstep.sklearn.callbacks import with_callbacks
+from gradstep.sklearn.labels import learn_labels, numbers_of
 from gradstep.sklearn.objective import Objective, squared_error
 from gradstep.sklearn.settings import Settings
 
@@ -45,9 +46,10 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
         Strength of the penalty ``alpha / 2 sum(W**2)``, which is divided by the weights of a batch.
     batch_size : int or "auto", default "auto"
         Rows of a batch; "auto" is 200, or all rows if they are fewer.
-    learning_rate : {"constant", "invscaling", "adaptive"} or callable, default "constant"
-        Schedule of sgd; a function of the number of epochs done gives the learning rate of the next, for adam
-        too.
+    learning_rate : {"constant", "invscaling", "adaptive"}, Schedule or callable, default "constant"
+        Names are for sgd. A `gradstep.schedules.Schedule`, or a function of the number of updates done, gives
+        factors of learning_rate_init for sgd and adam, over max_iter epochs, whose end is no warning then;
+        partial_fit counts on.
     learning_rate_init : float, default 0.001
         Learning rate, or where the schedule begins.
     power_t : float, default 0.5
@@ -89,9 +91,10 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
     backend : {"auto", "cpp", "numba", "numpy"}, default "auto"
         Who computes.
     callbacks : callable or sequence of callables, default None
-        Functions of the estimator, called after every epoch of fit; one that returns True ends it.
+        Functions of the estimator, called after every epoch (iteration of lbfgs); one that returns True ends
+        the training.
     time_budget : float or None, default None
-        Seconds after which no new epoch begins.
+        Seconds after which no new epoch (iteration of lbfgs) begins.
 
     Attributes
     ----------
@@ -110,7 +113,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
     best_validation_score_ : float or None
         The best of them.
     validation_loss_curve_ : list of float
-        Losses of ``X_val`` after every epoch, where fit was given some.
+        Losses of ``X_val`` after every epoch (iteration of lbfgs), where fit was given some.
     n_iter_ : int
         Epochs of the last call.
     t_ : int
@@ -136,6 +139,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
 
     classes_: Array
     _target_type: str
+    loss = "log_loss"
 
     def __init__(
         self,
@@ -234,6 +238,11 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
         TypeError, ValueError
             As `fit` does, and if classes are missing or others than before.
         """
+        if isinstance(self.class_weight, str):
+            raise ValueError(
+                f"class_weight {self.class_weight!r} needs all rows, of which partial_fit sees a part: "
+                "give a dict of weights"
+            )
         with self._unchanged_on_error():
             self._learn_classes(y, classes)
             fitted: MLPClassifier = self._fit(X, y, sample_weight, incremental=True)
@@ -275,11 +284,9 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
         return X, column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
 
     def _learn_targets(self, y: Any, settings: Settings, *, first: bool, incremental: bool) -> int:
-        check_classification_targets(y)
-        classes = unique_labels(y)
+        kind, classes = learn_labels(y)
         if first and not incremental:
-            self._target_type = _checked_type(y, classes)
-            self.classes_ = classes
+            self._target_type, self.classes_ = kind, classes
         elif settings.warm_start and not incremental and set(classes) != set(self.classes_):
             raise ValueError(
                 "warm_start can only be used where `y` has the same classes as in the previous call to fit. "
@@ -302,9 +309,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
     def _encoded_targets(self, y: Any, dtype: str) -> Array:
         if self._target_type == "multilabel-indicator":
             return np.ascontiguousarray(y, dtype)
-        codes = np.minimum(np.searchsorted(self.classes_, y), len(self.classes_) - 1)
-        if not (self.classes_[codes] == y).all():
-            raise ValueError(f"y holds classes that training did not: all must be among {self.classes_}")
+        codes = numbers_of(y, self.classes_)
         if self._target_type == "multiclass":
             return np.asarray(codes, np.int32)
         return np.ascontiguousarray(codes[:, None], dtype)
@@ -387,14 +392,6 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
         return tags
-
-
-def _checked_type(y: Any, classes: Array) -> str:
-    """Binary (also for a single class), multiclass or multilabel-indicator."""
-    kind = str(type_of_target(y, input_name="y"))
-    if kind in ("multilabel-indicator", "binary", "multiclass"):
-        return kind
-    raise ValueError(f"Multioutput target data is not supported by a perceptron that classifies, got {kind}")
 
 
 class MLPRegressor(RegressorMixin, Perceptron):  # type: ignore[misc]

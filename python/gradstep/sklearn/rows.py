@@ -34,8 +34,8 @@ class Rows(ABC):
         return type(self)(self.X[rows], self.y[rows], weight)
 
     @abstractmethod
-    def train_epoch(self, engine: Engine, order: Array | None, batch_size: int, rate: float) -> TrainResult:
-        """One epoch over the rows of an order, or over all in turn."""
+    def train_epoch(self, engine: Engine, order: Array | None, batch_size: int, rates: Array) -> TrainResult:
+        """One epoch over the rows of an order, or over all in turn; rates are (1,) or (1, updates)."""
 
     @abstractmethod
     def blocks(self) -> Iterator[Rows]:
@@ -77,9 +77,9 @@ class Rows(ABC):
 class DenseRows(Rows):
     """Rows of an array."""
 
-    def train_epoch(self, engine: Engine, order: Array | None, batch_size: int, rate: float) -> TrainResult:
+    def train_epoch(self, engine: Engine, order: Array | None, batch_size: int, rates: Array) -> TrainResult:
         """One epoch over the rows of an order, or over all in turn."""
-        return _train_epoch(engine, self.X, self.y, self.weight, order, batch_size, rate)
+        return _train_epoch(engine, self.X, self.y, self.weight, order, batch_size, rates)
 
     def blocks(self) -> Iterator[Rows]:
         """All rows at once."""
@@ -89,17 +89,19 @@ class DenseRows(Rows):
 class SparseRows(Rows):
     """Rows of a CSR matrix; never dense all at once."""
 
-    def train_epoch(self, engine: Engine, order: Array | None, batch_size: int, rate: float) -> TrainResult:
+    def train_epoch(self, engine: Engine, order: Array | None, batch_size: int, rates: Array) -> TrainResult:
         """One epoch over the rows of an order, or over all in turn."""
         if engine.takes_sparse:
-            return _train_epoch(engine, self._csr(), self.y, self.weight, order, batch_size, rate)
+            return _train_epoch(engine, self._csr(), self.y, self.weight, order, batch_size, rates)
         order = np.arange(len(self)) if order is None else order
         block = max(1, self._block_rows() // batch_size) * batch_size
         loss = total = 0.0
         for start in range(0, len(order), block):
             rows = self.take(order[start : start + block])
             dense = DenseRows(rows.X.toarray(), rows.y, rows.weight)
-            result = dense.train_epoch(engine, None, min(batch_size, len(dense)), rate)
+            first = start // batch_size
+            its_rates = rates if rates.ndim == 1 else rates[:, first : first + -(-len(dense) // batch_size)]
+            result = dense.train_epoch(engine, None, min(batch_size, len(dense)), its_rates.copy())
             if not result.losses:
                 return result
             loss += result.losses[0] * dense.weight_sum()
@@ -131,7 +133,7 @@ class SparseRows(Rows):
 
 
 def _train_epoch(
-    engine: Engine, X: Any, y: Array, weight: Array | None, order: Array | None, batch_size: int, rate: float
+    engine: Engine, X: Any, y: Array, weight: Array | None, order: Array | None, batch_size: int, rates: Array
 ) -> TrainResult:
     return engine.train(
         X,
@@ -139,7 +141,7 @@ def _train_epoch(
         weight,
         epochs=1,
         batch_size=batch_size,
-        learning_rates=np.array([rate]),
+        learning_rates=rates,
         seed=0,
         first_epoch=0,
         shuffle=False,

@@ -11,13 +11,12 @@ import numpy as np
 
 from gradstep.backends.numpy import ACTIVATIONS
 from gradstep.names import check_name
+from gradstep.schedules import Schedule, ScheduleLike, check_schedule
 from gradstep.validation import check_flag, check_integer, check_real
 
 SOLVERS = ("adam", "sgd", "lbfgs")
 STOCHASTIC_SOLVERS = ("adam", "sgd")
 SCHEDULES = ("constant", "invscaling", "adaptive")
-
-Schedule = str | Callable[[int], float]
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,8 @@ class Settings:
     alpha: float
     batch_size: int | None
     """None for "auto": 200, or all rows if they are fewer."""
-    learning_rate: Schedule
+    learning_rate: str | ScheduleLike
+    """A name, or factors of learning_rate_init."""
     learning_rate_init: float
     power_t: float
     max_iter: int
@@ -80,7 +80,7 @@ def check_settings(parameters: Mapping[str, Any]) -> Settings:
         solver=check_name("solver", p["solver"], SOLVERS),
         alpha=check_real("alpha", p["alpha"], minimum=0.0),
         batch_size=_batch_size(p["batch_size"]),
-        learning_rate=_schedule(p["learning_rate"]),
+        learning_rate=_schedule(p["learning_rate"], p["solver"]),
         learning_rate_init=check_real("learning_rate_init", p["learning_rate_init"], above=0.0),
         power_t=check_real("power_t", p["power_t"], minimum=0.0),
         max_iter=check_integer("max_iter", p["max_iter"], minimum=1),
@@ -150,11 +150,12 @@ def _batch_size(value: Any) -> int | None:
     )
 
 
-def _schedule(value: Any) -> Schedule:
-    if callable(value):
-        schedule: Callable[[int], float] = value
-        return schedule
-    return check_name("learning_rate", value, SCHEDULES)
+def _schedule(value: Any, solver: Any) -> str | ScheduleLike:
+    if not isinstance(value, Schedule) and not callable(value):
+        return check_name("learning_rate", value, SCHEDULES)
+    if solver == "lbfgs":
+        raise ValueError("learning_rate is a schedule, which needs the solver adam or sgd: lbfgs has none")
+    return check_schedule("learning_rate", value)
 
 
 def _flag(name: str, value: Any) -> bool:

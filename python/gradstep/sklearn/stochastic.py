@@ -5,9 +5,7 @@ Every generator call happens in scikit-learn's order, so that one seed gives the
 
 from __future__ import annotations
 
-import math
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,11 +15,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 
 from gradstep.backends.base import Array, Engine
+from gradstep.schedules import factors_of
 from gradstep.sklearn.callbacks import EpochHooks
 from gradstep.sklearn.model import coefficients
 from gradstep.sklearn.objective import Objective
 from gradstep.sklearn.rows import Rows
 from gradstep.sklearn.settings import Settings
+from gradstep.sklearn.warn import warn
 
 if TYPE_CHECKING:
     from gradstep.sklearn.base import Perceptron
@@ -77,6 +77,8 @@ class StochasticSolver:
         What to train on.
     random_state
         The generator that shuffles.
+    first_update
+        Updates that the optimizer did in calls before.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class StochasticSolver:
         rows: Rows,
         split: Split,
         random_state: np.random.RandomState,
+        first_update: int,
     ) -> None:
         self.estimator = estimator
         self.engine = engine
@@ -97,13 +100,14 @@ class StochasticSolver:
         self.split = split
         self.random_state = random_state
         self.n = len(rows) if split.train is None else len(split.train)
+        self.batch_size = self._batch_size()
+        self.updates = first_update
         # Where no epoch has a score, the coefficients stay what they were.
         self.best = None if split.score is None else (estimator.coefs_, estimator.intercepts_)
 
     def run(self, hooks: EpochHooks, *, incremental: bool) -> None:
         """Train until the settings say stop; for one epoch if incremental."""
         estimator, settings = self.estimator, self.settings
-        batch_size = self._batch_size()
         start = time.perf_counter()
         order = np.arange(self.n) if self.split.train is None else self.split.train.astype(np.int64)
         estimator.n_iter_ = 0
@@ -112,24 +116,24 @@ class StochasticSolver:
             if settings.shuffle:
                 self.random_state.shuffle(order)
             visited = order if settings.shuffle or self.split.train is not None else None
-            result = self.rows.train_epoch(self.engine, visited, batch_size, self._rate())
+            result = self.rows.train_epoch(self.engine, visited, self.batch_size, self._rates())
             if result.raised is not None:
                 raise result.raised
             if result.diverged:
                 raise ValueError(NON_FINITE)
             if result.interrupted:
-                warnings.warn("Training interrupted by user.", stacklevel=6)
+                warn("Training interrupted by user.")
                 break
             self._record(result.losses[0] * self.objective.reported)
             is_over = self._is_over()
-            if hooks.epoch_ended(self.engine) or is_over or incremental or self._is_late(start):
+            if hooks.epoch_ended(self._coefficients) or is_over or incremental or self._is_late(start):
                 break
-            if estimator.n_iter_ == settings.max_iter:
-                warnings.warn(
+            # A schedule is made for all of its epochs: to reach the last one is the plan.
+            if estimator.n_iter_ == settings.max_iter and isinstance(settings.learning_rate, str):
+                warn(
                     f"Stochastic Optimizer: Maximum iterations ({settings.max_iter}) reached and the "
                     "optimization hasn't converged yet.",
                     ConvergenceWarning,
-                    stacklevel=6,
                 )
         self._finish()
 
@@ -138,21 +142,20 @@ class StochasticSolver:
         if wanted is None:
             return min(AUTO_BATCH, self.n)
         if wanted > self.n:
-            warnings.warn(
-                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped",
-                stacklevel=7,
-            )
+            warn("Got `batch_size` less than 1 or larger than sample size. It is going to be clipped")
         return min(wanted, self.n)
 
-    def _rate(self) -> float:
-        """The engine's learning rate for the epoch to come."""
+    def _rates(self) -> Array:
+        """The engine's learning rates for the epoch to come: (1,), or (1, updates) where they differ."""
         schedule = self.settings.learning_rate
-        if callable(schedule):
-            rate = float(schedule(len(self.estimator.loss_curve_)))
-            if not 0 < rate < math.inf:
-                raise ValueError(f"learning_rate must return positive numbers, got {rate!r}")
-            self.estimator._rate = rate
-        return self.objective.learning_rate(self.estimator._rate, self.settings.solver)
+        rate = self.objective.learning_rate(self.estimator._rate, self.settings.solver)
+        if isinstance(schedule, str):
+            return np.array([rate])
+        steps = -(-self.n // self.batch_size)
+        numbers = np.arange(self.updates, self.updates + steps)
+        self.updates += steps
+        total = self.settings.max_iter * steps
+        return rate * factors_of(schedule, numbers, total, "learning_rate")[None]
 
     def _record(self, loss: float) -> None:
         estimator = self.estimator
@@ -180,7 +183,7 @@ class StochasticSolver:
         self._count(score < estimator.best_validation_score_ + self.settings.tol)
         if score > estimator.best_validation_score_:
             estimator.best_validation_score_ = score
-            self.best = coefficients(self.engine.plan, self.engine.parameters())
+            self.best = self._coefficients()
 
     def _count(self, is_no_improvement: bool) -> None:
         estimator = self.estimator
@@ -215,9 +218,11 @@ class StochasticSolver:
         budget = self.settings.time_budget
         return budget is not None and time.perf_counter() - start >= budget
 
+    def _coefficients(self) -> tuple[list[Array], list[Array]]:
+        return coefficients(self.engine.plan, self.engine.parameters())
+
     def _finish(self) -> None:
         """The coefficients of the end, or the best ones of early stopping."""
         estimator = self.estimator
-        found = self.best or coefficients(self.engine.plan, self.engine.parameters())
-        estimator.coefs_, estimator.intercepts_ = found
+        estimator.coefs_, estimator.intercepts_ = self.best or self._coefficients()
         estimator._optimizer_state = self.engine.optimizer_state()

@@ -52,8 +52,7 @@ class Tabular(Persistent, BaseEstimator):  # type: ignore[misc]
 
     def _store(self, parameters: dict[str, Any]) -> None:
         """Keep the arguments of a constructor, its ``locals()``, as they are."""
-        for name in self._get_param_names():
-            setattr(self, name, parameters[name])
+        self.__dict__.update({k: v for k, v in parameters.items() if k not in ("self", "__class__")})
 
     @abstractmethod
     def _checked_targets(self, y: Any) -> Array:
