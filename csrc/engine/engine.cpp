@@ -54,9 +54,10 @@ Engine<T>::Engine(const Plan& plan, const KernelTable& table)
     const bool remembers = n * arrays * sizeof(T) <= kMostRemembered;
     arena_.allocate([&](Taker& take) {
         update_.theta = take.template take<T>(n * arrays);
-        for (std::size_t s = 1; s < arrays; ++s) update_.state[s - 1] = update_.theta + s * n;
+        update_.state_stride = static_cast<ptrdiff_t>(n);
         remembered_ = remembers ? take.template take<T>(n * arrays) : nullptr;
     });
+    one_slice_ = static_cast<ptrdiff_t>(n) <= kLeastUpdateSlice && plan.l2 == 0 && plan.weight_decay == 0;
     if (fits_cache<T>(plan))
         chunked_ = std::make_unique<ChunkedGradient<T>>(*net_, profile_);
     else
@@ -65,13 +66,13 @@ Engine<T>::Engine(const Plan& plan, const KernelTable& table)
 
 template <class T>
 void Engine<T>::get(int what, std::size_t layer, T* W, T* b) const {
-    net_->unpack(layer, what < 0 ? update_.theta : update_.state[what], W, b);
+    net_->unpack(layer, update_.state(what), W, b);
 }
 
 template <class T>
 void Engine<T>::set(int what, std::size_t layer, const T* W, const T* b) {
     checked_ = false;
-    net_->pack(layer, W, b, what < 0 ? update_.theta : update_.state[what]);
+    net_->pack(layer, W, b, update_.state(what));
 }
 
 template <class T>
@@ -132,7 +133,7 @@ bool Engine<T>::apply(const T* gradient, ptrdiff_t part_stride, int parts, int t
     const auto n = static_cast<ptrdiff_t>(net_->parameters().total);
     for (int part = 0; guarded_ && part < parts; ++part)
         if (!guard()(gradient + part * part_stride, n)) return false;
-    if (n <= kLeastUpdateSlice && plan_.l2 == 0 && plan_.weight_decay == 0) {  // tiny: one call for all
+    if (one_slice_) {
         Laps* laps = profile_.begin(0);
         update_(0, n, gradient, part_stride, parts, update_.hypers.biases);
         end_phase(laps, Phase::update);
@@ -190,23 +191,37 @@ bool Engine<T>::backward_fused(int64_t rows, int threads) {
 template <class T>
 double Engine<T>::step_batch(const Batch<T>& b, const Scales& s, double learning_rate, int threads) {
     const auto scale = static_cast<T>(s.loss);
-    const bool fused = panel_step_ && b.rows <= PanelStep<T>::kMostRows;
+    if (chunked_) {
+        const double loss =
+            chunked_->compute(b, update_.theta, scale, threads, drop_step()) * s.loss + penalty(s.l2, threads);
+        if (!std::isfinite(loss)) return loss;
+        begin_update(s, learning_rate);
+        return apply(chunked_->gradient(), chunked_->part_stride(), chunked_->parts(), threads) ? loss : undo_update();
+    }
+    const bool fused = b.rows <= PanelStep<T>::kMostRows;
     const DropStep drop = drop_step();
     if (fused) panel_step_->set_dropout(drop);
-    double loss = chunked_ ? chunked_->compute(b, update_.theta, scale, threads, drop)
-                  : fused  ? panel_step_->forward(b, update_.theta, scale, threads, false)
-                           : accumulate_passes(b, scale, threads, drop, nullptr);
+    double loss = fused ? panel_step_->forward(b, update_.theta, scale, threads, false)
+                        : accumulate_passes(b, scale, threads, drop, nullptr);
     loss = loss * s.loss + penalty(s.l2, threads);
     if (!std::isfinite(loss)) return loss;
+    begin_update(s, learning_rate);
+    if (!fused) return apply(gradient_, 0, 1, threads) ? loss : undo_update();
+    return backward_fused(b.rows, threads) ? loss
+                                           : std::numeric_limits<double>::quiet_NaN();  // some blocks are left out
+}
+
+template <class T>
+void Engine<T>::begin_update(const Scales& s, double learning_rate) {
     checked_ = false;
-    const StepCount before = count_;
     count_.advance();
     update_.set_step(count_, learning_rate, s.l2);
-    const bool done = chunked_ ? apply(chunked_->gradient(), chunked_->part_stride(), chunked_->parts(), threads)
-                      : fused  ? backward_fused(b.rows, threads)
-                               : apply(gradient_, 0, 1, threads);
-    if (done) return loss;
-    if (!fused) count_ = before;  // nothing changed; a fused update left out some blocks
+}
+
+// The update was refused as a whole.
+template <class T>
+double Engine<T>::undo_update() {
+    count_.set(count_.value() - 1);
     return std::numeric_limits<double>::quiet_NaN();
 }
 
@@ -311,14 +326,14 @@ double Engine<T>::run_epoch(const Data<T>& data, const TrainOptions& options, in
         permutation_.fill(options.seed, options.first_epoch + static_cast<uint32_t>(epoch), rows, order_.data());
         order = order_.data();
     }
+    const double* rates = options.learning_rates + epoch * options.rates;
     double loss = 0, weight = 0;
     finished = false;
     for (int64_t r = 0; r < rows; r += options.batch_size) {
         if (interrupts.stop()) return loss;
         const Batch<T> b{&data, order, r, std::min(options.batch_size, rows - r)};
         const Scales s = scales(b);
-        const double* rates = options.learning_rates + epoch * options.rates;
-        const double batch_loss = step_batch(b, s, options.rates > 1 ? rates[r / options.batch_size] : *rates, threads);
+        const double batch_loss = step_batch(b, s, rates[options.rates > 1 ? r / options.batch_size : 0], threads);
         if (!std::isfinite(batch_loss)) return batch_loss;
         loss += batch_loss * s.weight_sum;
         weight += s.weight_sum;

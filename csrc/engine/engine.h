@@ -83,6 +83,8 @@ private:
     void prepare(int64_t rows, int threads, bool sparse);
     double penalty(double l2, int threads);
     double step_batch(const Batch<T>& b, const Scales& s, double learning_rate, int threads);
+    void begin_update(const Scales& s, double learning_rate);
+    double undo_update();
     bool backward_fused(int64_t rows, int threads);
     double accumulate_passes(const Batch<T>& b, T scale, int threads, const DropStep& drop, T* dx);
     DropStep drop_step() const { return {drops_, static_cast<uint32_t>(count_.value()), 0}; }
@@ -102,6 +104,7 @@ private:
 
     const Plan plan_;
     const bool drops_;
+    bool one_slice_ = false;  // a tiny network: one call updates weights and biases
     const Kernels<T>& k_;
     std::unique_ptr<Net<T>> net_;
     Update<T> update_;

@@ -36,7 +36,7 @@ struct GradientSink {
 
     // What the update will need.
     const T* state(int s, std::size_t offset) const {
-        return update && update->update.state[s] ? update->update.state[s] + offset : nullptr;
+        return update && s < update->update.optimizer.states ? update->update.state(s) + offset : nullptr;
     }
 };
 

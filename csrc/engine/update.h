@@ -17,7 +17,7 @@ struct Update {
     const Optimizer<T>& optimizer;
     Hypers<T> hypers;
     T* theta = nullptr;
-    T* state[kMostStates] = {};
+    ptrdiff_t state_stride = 0;  // from the parameters to the first state, and from state to state
 
     Update(const Optimizer<T>& optimizer, const Plan& plan)
         : optimizer(optimizer),
@@ -27,26 +27,32 @@ struct Update {
 
     // What changes from step to step.
     void set_step(const StepCount& count, double learning_rate, double l2) {
-        hypers.weights.l2 = static_cast<T>(l2);
-        for (Hyper<T>* h : {&hypers.weights, &hypers.biases}) {
-            h->learning_rate = static_cast<T>(learning_rate);
-            if (optimizer.states < 2) continue;
-            h->step_size = static_cast<T>(learning_rate * count.moment_size());
-            h->gradient_size = static_cast<T>(learning_rate * count.gradient_size());
-            h->second_correction = static_cast<T>(1 / std::sqrt(count.correction2()));
-            if (epsilon_hat_) h->epsilon = epsilon_ * h->second_correction;
-        }
+        Hyper<T>&w = hypers.weights, &b = hypers.biases;
+        w.l2 = static_cast<T>(l2);
+        w.learning_rate = b.learning_rate = static_cast<T>(learning_rate);
+        if (optimizer.states < 2) return;
+        w.step_size = b.step_size = static_cast<T>(learning_rate / count.correction1());
+        w.second_correction = b.second_correction = static_cast<T>(1 / std::sqrt(count.correction2()));
+        if (count.is_nesterov()) set_nesterov_step(count, learning_rate);
+        if (epsilon_hat_) w.epsilon = b.epsilon = epsilon_ * w.second_correction;
     }
 
     // The n parameters from offset on; their gradient is the sum of `parts`.
     void operator()(std::size_t offset, ptrdiff_t n, const T* gradient, ptrdiff_t part_stride, int parts,
                     const Hyper<T>& hyper) const {
-        UpdateSlice<T> slice{theta + offset, {}, gradient, part_stride, parts, n};
-        for (int s = 0; s < optimizer.states; ++s) slice.state[s] = state[s] + offset;
-        optimizer.update(slice, hyper);
+        optimizer.update({theta + offset, state_stride, gradient, part_stride, parts, n}, hyper);
     }
 
+    T* state(int s) const { return theta + (s + 1) * state_stride; }
+
 private:
+    [[gnu::noinline]] void set_nesterov_step(const StepCount& count, double learning_rate) {
+        for (Hyper<T>* h : {&hypers.weights, &hypers.biases}) {
+            h->step_size = static_cast<T>(learning_rate * count.moment_size());
+            h->gradient_size = static_cast<T>(learning_rate * count.gradient_size());
+        }
+    }
+
     static Hyper<T> constants(const Plan& plan, double weight_decay) {
         Hyper<T> h{};
         h.momentum = static_cast<T>(plan.momentum);

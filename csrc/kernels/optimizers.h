@@ -10,9 +10,8 @@ using gradstep::Hyper;
 using gradstep::UpdateSlice;
 
 // What an optimizer keeps of a parameter.
-constexpr int kMostStates = gradstep::kMostStates;
 template <class T>
-using States = Vec<T>[kMostStates];
+using States = Vec<T>[gradstep::kMostStates];
 
 // theta -= lr g
 struct GradientDescent {
@@ -123,11 +122,14 @@ void update_slice(const UpdateSlice<T>& slice, const Hyper<T>& hyper) noexcept {
         Vec<T> g = load(s.gradient + i);
         for (int part = 1; part < s.parts; ++part) g += load(s.gradient + part * s.part_stride + i);
         Vec<T> theta = load(s.theta + i);
-        States<T> states{};
-        for (int k = 0; k < O::states; ++k) states[k] = load(s.state[k] + i);
+        T* at = s.theta + i;
+        States<T> states;  // unrolled: registers
+#pragma GCC unroll 4
+        for (int k = 0; k < O::states; ++k) states[k] = load(at + (k + 1) * s.state_stride);
         O::template update<T>(theta, fma(splat(h.l2), theta, g), states, h);
-        store(s.theta + i, theta);
-        for (int k = 0; k < O::states; ++k) store(s.state[k] + i, states[k]);
+        store(at, theta);
+#pragma GCC unroll 4
+        for (int k = 0; k < O::states; ++k) store(at + (k + 1) * s.state_stride, states[k]);
     }
 }
 

@@ -91,11 +91,12 @@ struct Hypers {
     Hyper<T> weights, biases;
 };
 
-// One slice of parameters with its gradient in `parts` buffers, part_stride apart, summed in order.
+// One slice of parameters, each state state_stride behind the one before it, with its gradient in `parts` buffers,
+// part_stride apart, summed in order.
 template <class T>
 struct UpdateSlice {
     T* theta;
-    T* state[kMostStates];
+    ptrdiff_t state_stride;
     const T* gradient;
     ptrdiff_t part_stride;
     int parts;
