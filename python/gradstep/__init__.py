@@ -9,6 +9,7 @@ from gradstep.gradients import GradientReport, check_gradients
 from gradstep.history import History
 from gradstep.info import Info, info
 from gradstep.layers import Dense, Dropout, Input
+from gradstep.learning_rate import LearningRateRange, find_learning_rate
 from gradstep.losses import Huber, Loss, Quantile
 from gradstep.network import Network
 from gradstep.optimizers import (
@@ -37,6 +38,7 @@ from gradstep.training import DivergenceError
 from gradstep.version import __version__
 
 if TYPE_CHECKING:
+    from gradstep import plot
     from gradstep.io import load
     from gradstep.tables import TableEncoder
 
@@ -60,6 +62,7 @@ __all__ = [
     "Info",
     "Input",
     "InverseScaling",
+    "LearningRateRange",
     "LinearWarmup",
     "Lion",
     "Loss",
@@ -77,9 +80,11 @@ __all__ = [
     "TrainingState",
     "__version__",
     "check_gradients",
+    "find_learning_rate",
     "get_num_threads",
     "info",
     "load",
+    "plot",
     "set_backend",
     "set_num_threads",
 ]
@@ -89,6 +94,8 @@ _LATER = {"load": "gradstep.io", "TableEncoder": "gradstep.tables"}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "plot":
+        return import_module("gradstep.plot")
     if name not in _LATER:
         raise AttributeError(f"module 'gradstep' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_LATER[name]), name)
@@ -96,4 +103,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted({*globals(), *_LATER, "plot"})
