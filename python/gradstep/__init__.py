@@ -9,7 +9,6 @@ from gradstep.gradients import GradientReport, check_gradients
 from gradstep.history import History
 from gradstep.info import Info, info
 from gradstep.layers import Dense, Dropout, Input
-from gradstep.learning_rate import LearningRateRange, find_learning_rate
 from gradstep.losses import Huber, Loss, Quantile
 from gradstep.network import Network
 from gradstep.optimizers import (
@@ -40,6 +39,7 @@ from gradstep.version import __version__
 if TYPE_CHECKING:
     from gradstep import plot
     from gradstep.io import load
+    from gradstep.learning_rate import LearningRateRange, find_learning_rate
     from gradstep.tables import TableEncoder
 
 __all__ = [
@@ -90,7 +90,12 @@ __all__ = [
 ]
 
 # What most programs do not need at once, and what takes as long to import as all the rest.
-_LATER = {"load": "gradstep.io", "TableEncoder": "gradstep.tables"}
+_LATER = {
+    "LearningRateRange": "gradstep.learning_rate",
+    "TableEncoder": "gradstep.tables",
+    "find_learning_rate": "gradstep.learning_rate",
+    "load": "gradstep.io",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -104,7 +104,7 @@ def find_learning_rate(
     ----------
     net : Network
         The network, new or trained; the test begins with its parameters and optimizer state.
-    X, y, sample_weight
+    X, y
         As for `Network.fit`.
     start, stop : float
         The first and the last learning rate, positive.
@@ -112,6 +112,8 @@ def find_learning_rate(
         Updates, at least 10.
     batch_size : int, optional
         Rows per update, as for `Network.fit`.
+    sample_weight : array_like, (n,), optional
+        Weights of the rows in the loss; rows without are left out.
 
     Returns
     -------

@@ -15,7 +15,6 @@ from gradstep import backends
 from gradstep.backends.base import Array, Engine, Parameters, Plan
 from gradstep.backends.numpy import trace as reference_trace
 from gradstep.callbacks import Callback
-from gradstep.diagram import network_html
 from gradstep.history import History
 from gradstep.layers import Input, Layer
 from gradstep.losses import Loss
@@ -238,6 +237,8 @@ class Network:
 
     def _repr_html_(self) -> str:
         """The table of `repr` and a diagram, for notebooks."""
+        from gradstep.diagram import network_html
+
         return network_html(self._headline(), self.layers, self.n_in, self.classes)
 
     def __repr__(self) -> str:

@@ -244,10 +244,12 @@ def gradients(net: Network, X: Any, y: Any, ax: Axes | None = None, *, sample_we
     ----------
     net : Network
         A network that knows its preprocessing.
-    X, y, sample_weight
+    X, y
         Some rows, as for `Network.fit`; a few hundred are enough.
     ax : matplotlib Axes, optional
         Where to draw; a new figure by default.
+    sample_weight : array_like, (n,), optional
+        Their weights.
 
     Returns
     -------
