@@ -10,11 +10,11 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 @pytest.fixture
 def run(capsys):
-    def run(name):
+    def run(name, *arguments):
         spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        result = module.main()
+        result = module.main(*arguments)
         return result, capsys.readouterr().out.splitlines()
 
     return run
@@ -45,5 +45,14 @@ def test_perceptron_learns_its_rounded_target(run):
     assert all(last < first for first, last in zip(table[0], table[-1], strict=True))
 
 
+def test_plots_writes_a_picture(run, tmp_path):
+    for package in ("matplotlib", "sklearn"):
+        pytest.importorskip(package)
+    (accuracy, r2), _ = run("plots", tmp_path / "plots.png")
+    assert accuracy > 0.9
+    assert r2 > 0.9
+    assert (tmp_path / "plots.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_every_example_is_tested():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"linear_regression", "perceptron"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"linear_regression", "perceptron", "plots"}

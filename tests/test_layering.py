@@ -17,10 +17,11 @@ LAYERS = (
     {"backends.numba", "backends.cpp"},
     {"backends"},
     {"initializers", "layers", "losses", "optimizers", "preprocessing", "schedules"},
-    {"history", "progress", "metrics", "tracing", "callbacks"},
+    {"diagram"},
+    {"history", "progress", "metrics", "tracing", "callbacks", "plot"},
     {"specification", "training"},
     {"network"},
-    {"gradients", "info", "tables", "data"},
+    {"gradients", "learning_rate", "info", "tables", "data"},
     {"io"},
     {""},  # gradstep itself: the public names
     {"sklearn"},

@@ -26,8 +26,8 @@ def test_public_names_exist_and_are_sorted_by_kind():
 
 
 def _public_objects():
-    for name in gs.__all__:
-        value = getattr(gs, name)
+    for name in (*gs.__all__, *(f"plot.{name}" for name in gs.plot.__all__)):
+        value = getattr(gs.plot if name.startswith("plot.") else gs, name.removeprefix("plot."))
         if not callable(value):
             continue
         yield name, value
@@ -131,7 +131,7 @@ def test_importing_loads_none_of_the_heavy_packages(tmp_path):
     heavy = "tqdm safetensors numba scipy narwhals polars pandas sklearn rich typer threadpoolctl joblib"
     loaded = _run("import sys, gradstep; print(*sys.modules)", tmp_path).split()
     assert "gradstep.network" in loaded
-    assert not set(heavy.split()) & set(loaded)
+    assert not {*heavy.split(), "matplotlib"} & set(loaded)
 
 
 def test_every_module_can_be_imported_first(tmp_path):

@@ -37,7 +37,9 @@ from gradstep.training import DivergenceError
 from gradstep.version import __version__
 
 if TYPE_CHECKING:
+    from gradstep import plot
     from gradstep.io import load
+    from gradstep.learning_rate import LearningRateRange, find_learning_rate
     from gradstep.tables import TableEncoder
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "Info",
     "Input",
     "InverseScaling",
+    "LearningRateRange",
     "LinearWarmup",
     "Lion",
     "Loss",
@@ -77,18 +80,27 @@ __all__ = [
     "TrainingState",
     "__version__",
     "check_gradients",
+    "find_learning_rate",
     "get_num_threads",
     "info",
     "load",
+    "plot",
     "set_backend",
     "set_num_threads",
 ]
 
 # What most programs do not need at once, and what takes as long to import as all the rest.
-_LATER = {"load": "gradstep.io", "TableEncoder": "gradstep.tables"}
+_LATER = {
+    "LearningRateRange": "gradstep.learning_rate",
+    "TableEncoder": "gradstep.tables",
+    "find_learning_rate": "gradstep.learning_rate",
+    "load": "gradstep.io",
+}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "plot":
+        return import_module("gradstep.plot")
     if name not in _LATER:
         raise AttributeError(f"module 'gradstep' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_LATER[name]), name)
@@ -96,4 +108,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted({*globals(), *_LATER, "plot"})

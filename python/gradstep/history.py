@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass
@@ -50,6 +54,25 @@ class History:
     def samples_per_second(self) -> float:
         """Rows trained on per second."""
         return self.samples / self.seconds if self.seconds > 0 else 0.0
+
+    def plot(self, ax: Axes | None = None, *, metric: str = "loss") -> Axes:
+        """Draw the learning curves: `gradstep.plot.learning_curves`.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; a new figure by default.
+        metric : str, default "loss"
+            What to draw, such as "accuracy".
+
+        Returns
+        -------
+        matplotlib Axes
+            The one drawn on.
+        """
+        from gradstep.plot import learning_curves
+
+        return learning_curves(self, ax, metric=metric)
 
     def append(self, values: dict[str, float]) -> None:
         """Add the metrics of the newest epoch."""

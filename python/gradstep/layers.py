@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import ArrayLike
 
@@ -165,3 +165,33 @@ def dense_plans(layers: Sequence[Layer], n_in: int) -> tuple[DensePlan, ...]:
         elif isinstance(layer, Dropout):
             plans[-1] = replace(plans[-1], dropout=layer.rate)
     return tuple(plans)
+
+
+class LayerSummary(NamedTuple):
+    """What tables and diagrams say of a dense layer."""
+
+    name: str
+    n_in: int | None
+    """None while it is unknown."""
+    units: int
+    activation: str
+    notes: tuple[str, ...] = ()
+    """Layers without parameters behind it, such as "dropout 0.2"."""
+
+    @property
+    def parameters(self) -> int | None:
+        """Number of weights and biases; None while it is unknown."""
+        return None if self.n_in is None else (self.n_in + 1) * self.units
+
+
+def summaries(layers: Sequence[Layer], n_in: int | None) -> tuple[LayerSummary, ...]:
+    """All dense layers, for an input of n_in columns, or of a number that is not known yet."""
+    rows: list[LayerSummary] = []
+    for layer in layers:
+        if isinstance(layer, Dense):
+            rows.append(LayerSummary(f"dense_{len(rows)}", n_in, layer.units, layer.activation))
+            n_in = layer.units
+        elif rows:
+            note = " ".join(str(value) for value in layer.to_config().values())
+            rows[-1] = rows[-1]._replace(notes=(*rows[-1].notes, note))
+    return tuple(rows)

@@ -229,11 +229,20 @@ class Network:
             )
         return self._plan
 
-    def __repr__(self) -> str:
-        head = (
+    def _headline(self) -> str:
+        return (
             f"Network: loss {self.loss.name}, {self.optimizer!r}, "
             f"preprocessing {self._specification.preprocessing}, {self.dtype}, backend {self.backend}"
         )
+
+    def _repr_html_(self) -> str:
+        """The table of `repr` and a diagram, for notebooks."""
+        from gradstep.diagram import network_html
+
+        return network_html(self._headline(), self.layers, self.n_in, self.classes)
+
+    def __repr__(self) -> str:
+        head = self._headline()
         return "\n".join([head, *(f"  {line}" for line in self._specification.table(self.n_in).splitlines())])
 
     # ----------------------------------------------------------------------------------------------
@@ -698,6 +707,13 @@ class Network:
         X = self._encoded(X)
         rows = self._check_rows(X, y, sample_weight)
         return self._prepare(rows.X, None, X), self._network_units(rows)
+
+    def _rows_to_learn(self, X: Any, y: Any, sample_weight: Any) -> Rows:
+        """Rows in the network's units, after `prepare` with them."""
+        source = self._encoded(X)
+        rows = self._check_rows(source, y, sample_weight)
+        self._prepare(rows.X, rows.y, source)
+        return self._network_units(rows)
 
     def loss_and_gradients(
         self, X: Any, y: Any, sample_weight: Any = None, *, input_gradient: bool = False

@@ -10,7 +10,7 @@ import numpy as np
 
 from gradstep.backends.base import Parameters, Plan
 from gradstep.initializers import Given, default_initializer, given_values, initial_weights
-from gradstep.layers import Dense, Layer, check_layers, dense_plans, layer_from_config
+from gradstep.layers import Dense, Layer, check_layers, dense_plans, layer_from_config, summaries
 from gradstep.losses import Loss, as_loss, loss_from_config
 from gradstep.names import check_name
 from gradstep.optimizers import Optimizer, as_optimizer, optimizer_from_config
@@ -138,13 +138,11 @@ class Specification:
     def table(self, n_in: int | None) -> str:
         """Layers, shapes and parameter counts, one line each; n_in is None while it is unknown."""
         rows = [("layer", "activation", "shape", "parameters")]
-        total: int | None = 0
-        for index, layer in enumerate(self.dense_layers):
-            count = None if n_in is None else (n_in + 1) * layer.units
-            total = None if total is None or count is None else total + count
-            shape = f"{'?' if n_in is None else n_in} -> {layer.units}"
-            rows.append((f"dense_{index}", layer.activation, shape, _count(count)))
-            n_in = layer.units
+        layers = summaries(self.layers, n_in)
+        for layer in layers:
+            shape = f"{'?' if layer.n_in is None else layer.n_in} -> {layer.units}"
+            rows.append((layer.name, layer.activation, shape, _count(layer.parameters)))
+        total = None if n_in is None else sum(layer.parameters or 0 for layer in layers)
         rows.append(("total", "", "", _count(total)))
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         return "\n".join(
