@@ -22,6 +22,7 @@ LAYERS = (
     {"network"},
     {"gradients", "info", "tables", "data"},
     {"io"},
+    {"checkpoint", "logs"},
     {""},  # gradstep itself: the public names
     {"sklearn"},
     {"cli", "commands"},

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from gradstep.backends import get_num_threads, set_backend, set_num_threads
-from gradstep.callbacks import Callback, EarlyStopping, ReduceOnPlateau, TrainingState
+from gradstep.callbacks import Callback, EarlyStopping, ReduceOnPlateau, TimeBudget, TrainingState
 from gradstep.gradients import GradientReport, check_gradients
 from gradstep.history import History
 from gradstep.info import Info, info
@@ -37,7 +37,9 @@ from gradstep.training import DivergenceError
 from gradstep.version import __version__
 
 if TYPE_CHECKING:
+    from gradstep.checkpoint import Checkpoint, load_checkpoint
     from gradstep.io import load
+    from gradstep.logs import CSVLog, JSONLinesLog, TensorBoard
     from gradstep.tables import TableEncoder
 
 __all__ = [
@@ -46,7 +48,9 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "CSVLog",
     "Callback",
+    "Checkpoint",
     "Cosine",
     "Dense",
     "DivergenceError",
@@ -60,6 +64,7 @@ __all__ = [
     "Info",
     "Input",
     "InverseScaling",
+    "JSONLinesLog",
     "LinearWarmup",
     "Lion",
     "Loss",
@@ -73,6 +78,8 @@ __all__ = [
     "Schedule",
     "StepDecay",
     "TableEncoder",
+    "TensorBoard",
+    "TimeBudget",
     "Trace",
     "TrainingState",
     "__version__",
@@ -80,12 +87,21 @@ __all__ = [
     "get_num_threads",
     "info",
     "load",
+    "load_checkpoint",
     "set_backend",
     "set_num_threads",
 ]
 
 # What most programs do not need at once, and what takes as long to import as all the rest.
-_LATER = {"load": "gradstep.io", "TableEncoder": "gradstep.tables"}
+_LATER = {
+    "CSVLog": "gradstep.logs",
+    "Checkpoint": "gradstep.checkpoint",
+    "JSONLinesLog": "gradstep.logs",
+    "TableEncoder": "gradstep.tables",
+    "TensorBoard": "gradstep.logs",
+    "load": "gradstep.io",
+    "load_checkpoint": "gradstep.checkpoint",
+}
 
 
 def __getattr__(name: str) -> Any:
