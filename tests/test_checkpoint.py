@@ -320,7 +320,7 @@ def test_every_altered_byte_is_noticed(tmp_path):
 def test_without_a_whole_checkpoint_nothing_happens(tmp_path):
     fit(make(), tmp_path, 2)
     for path in tmp_path.glob("epoch-*"):
-        damage(path)
+        damage(path, 0.95)
     net = make()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -36,13 +36,17 @@ class TrainingState:
     """All callbacks of this call of `fit`, in the order in which they are called."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """What else `fit` was given: "rows" (their number), "batch_size", "shuffle", "schedule"."""
-    note: Callable[[str], None] = lambda sentence: None
+    note: Callable[[str], None] = field(default_factory=lambda: _say_nothing)
     """Shows a sentence with the progress, or nothing where `fit` is silent."""
 
     @property
     def number(self) -> int:
         """Number of the newest epoch, counted from 1 over the life of the network; see `History.epochs`."""
         return self.history.first_epoch - 1 + self.epoch
+
+
+def _say_nothing(sentence: str) -> None:
+    """What `TrainingState.note` is where there is no progress to show it with."""
 
 
 class Callback:

@@ -215,9 +215,8 @@ def _tensorboard() -> tuple[Any, Any, Any, Any]:
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
     except ImportError as error:
+        package = (error.name or "tensorboard").partition(".")[0]
         raise ImportError(
-            f"gradstep.TensorBoard needs the package {error.name or 'tensorboard'}: "
-            'pip install "gradstep[tensorboard]"',
-            name=error.name,
+            f'TensorBoard needs the package {package}: pip install "gradstep[tensorboard]"', name=error.name
         ) from None
     return Event, Summary, SessionLog, EventFileWriter

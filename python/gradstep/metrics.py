@@ -16,6 +16,7 @@ import numpy as np
 from gradstep.backends.base import Array
 from gradstep.losses import TargetKind
 from gradstep.names import check_name
+from gradstep.validation import check_integer
 
 Measure = Callable[[Array, Array, Array | None], float]
 """Targets (labels: (n,), others: (n, n_out)), predictions (n, n_out) and sample weights (n,) to a number."""
@@ -92,6 +93,7 @@ def _metric(entry: object, kind: TargetKind, n_out: int, weighted: bool) -> Metr
     if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str):
         name, what = entry
         if name == "top_k" and not callable(what):
+            what = check_integer("metrics: the k of top_k", what, minimum=1)
             return _named(f"top_{what}_accuracy", kind, n_out)
         return _given(name, what, kind, weighted)
     if isinstance(entry, str):
@@ -111,10 +113,8 @@ def _named(name: str, kind: TargetKind, n_out: int) -> Metric:
         check_name("metric", name, (*_VALUES, *_CLASSES, "top_5_accuracy"))
     is_values = kind in ("values", "counts")
     if (name in _VALUES) != is_values or (top is not None and kind != "labels"):
-        wanted = (
-            "the loss cross_entropy" if top else f"{'classification' if is_values else 'regression'} losses"
-        )
-        raise ValueError(f"metrics: {name} is for {wanted}")
+        wanted = "regression" if name in _VALUES else "cross_entropy" if top else "classification"
+        raise ValueError(f"metrics: {name} is for {wanted}, which the network's loss is not")
     if top is not None:
         k = int(top[1])
         if not 1 <= k <= n_out:
