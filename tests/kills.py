@@ -101,7 +101,7 @@ def main(folder: Path, kind: str, kills: int) -> None:
         place.mkdir(exist_ok=True)
         pid = child(place, killed + 1 if kind == "files" and killed < kills else 0)
         if kind == "random" and killed < kills:
-            time.sleep(random.uniform(0, seconds / 4))
+            time.sleep(random.uniform(0, seconds / 6))
             os.kill(pid, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if status == -signal.SIGKILL:

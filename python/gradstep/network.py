@@ -512,9 +512,10 @@ class Network:
         metrics : sequence, optional
             What the history holds beside the losses, for these rows (which costs a prediction of all of them
             after every epoch) and, with "val_" in front, for validation_data; as for `evaluate`. By default
-            those of `evaluate`, for validation_data alone.
+            those of `evaluate`, for validation_data alone. Functions are called once before training begins,
+            so that what they refuse changes nothing.
         callbacks : sequence of Callback, optional
-            Called after every epoch.
+            Called after every epoch. A `Checkpoint` among them goes on with a call that was killed.
         verbose : int, default 1
             0 shows no progress.
 
