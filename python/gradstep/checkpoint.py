@@ -192,7 +192,7 @@ class Checkpoint(Callback):
         was, now = saved.training["begun"], self._begun
         for name in now:
             if not _is_same(was.get(name), now[name]):
-                changed = f"{name} was {_short(was.get(name))}, now it is {_short(now[name])}"
+                changed = _difference(name, was.get(name), now[name])
                 raise ValueError(
                     f"directory {self.directory} holds checkpoints of another training ({changed}): name "
                     "another directory, or give resume=False to start anew"
@@ -317,7 +317,7 @@ def _beginning(state: TrainingState) -> dict[str, Any]:
     config = {name: value for name, value in state.network.config.items() if name != "classes"}
     # The address of a function is another one in every process.
     schedule = re.sub(r" at 0x[0-9a-f]+", "", repr(state.arguments["schedule"]))
-    begun = {**config, **state.arguments, "schedule": schedule, "metrics": list(state.metrics)}
+    begun = {**config, **state.arguments, "schedule": schedule, "metrics": ", ".join(state.metrics)}
     plain: dict[str, Any] = json.loads(json.dumps(begun))
     return plain
 
@@ -337,6 +337,19 @@ def _is_same(was: Any, now: Any) -> bool:
     )
 
 
+def _difference(name: str, was: Any, now: Any) -> str:
+    """What is another value in one of two JSON values, in words."""
+    parts: list[tuple[str, Any, Any]] = []
+    if isinstance(was, dict) and isinstance(now, dict) and was.keys() == now.keys():
+        parts = [(f"{name}.{key}", was[key], now[key]) for key in now]
+    elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        parts = [(f"{name}[{i}]", *pair) for i, pair in enumerate(zip(was, now, strict=True))]
+    for part in parts:
+        if part[1] != part[2]:
+            return _difference(*part)
+    return f"{name} was {_short(was)}, now it is {_short(now)}"
+
+
 def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 80 else text[:77] + "..."
@@ -352,7 +365,7 @@ def _write(path: Path, state: TrainingState, training: Mapping[str, Any]) -> Non
     states = []
     for index, callback in enumerate(state.callbacks):
         held = callback.get_state()
-        arrays = {name: value for name, value in held.items() if isinstance(value, np.ndarray)}
+        arrays = {name: value for name, value in held.items() if _is_array(value)}
         extra.update({f"callback.{index}.{name}": value for name, value in arrays.items()})
         plain = {name: value for name, value in held.items() if name not in arrays}
         if held:
@@ -361,9 +374,15 @@ def _write(path: Path, state: TrainingState, training: Mapping[str, Any]) -> Non
     save(state.network, path, optimizer=True, description={DESCRIPTION: described}, extra=extra)
 
 
+def _is_array(value: object) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
+
+
 def _as_text(callback: Callback, state: Mapping[str, Any]) -> str:
     """The state as JSON with infinities, which a model file's own JSON may not have."""
     try:
+        if not all(isinstance(name, str) for name in state):
+            raise TypeError
         return json.dumps(state, default=lambda value: value.item())
     except (TypeError, ValueError, AttributeError):
         raise TypeError(
