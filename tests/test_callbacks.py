@@ -1,4 +1,5 @@
 import contextlib
+import time
 
 import numpy as np
 import pytest
@@ -232,3 +233,57 @@ def test_no_callbacks_may_be_none():
     assert len(make().fit(X, Y, epochs=2, callbacks=None, verbose=0)) == 2
     with pytest.raises(TypeError, match="callbacks must be a list of callbacks, got 3"):
         make().fit(X, Y, epochs=2, callbacks=3, verbose=0)
+
+
+def test_a_time_budget_stops_after_the_epoch_that_uses_it_up():
+    class Slow(gs.Callback):
+        def on_epoch_end(self, state):
+            time.sleep(0.02)
+
+    budget = gs.TimeBudget(0.05)
+    for _ in range(2):  # the clock starts with every fit
+        history = make().fit(X, Y, epochs=1000, callbacks=[Slow(), budget], verbose=0)
+        assert 1 < len(history) <= 3
+        assert history.stopped == "callback"
+    assert len(make().fit(X, Y, epochs=3, callbacks=[gs.TimeBudget(60)], verbose=0)) == 3
+    with pytest.raises(ValueError, match="seconds must be greater than 0, got 0"):
+        gs.TimeBudget(0)
+
+
+def test_callbacks_that_come_last_are_called_last_and_know_the_others():
+    order = []
+
+    class Note(gs.Callback):
+        def __init__(self, name):
+            self.name = name
+
+        def on_epoch_end(self, state):
+            order.append(self.name)
+            self.seen = [callback.name for callback in state.callbacks]
+
+    class Last(Note):
+        last = True
+
+    callbacks = [Last("z"), Note("a"), Note("b")]
+    make().fit(X, Y, epochs=1, callbacks=callbacks, verbose=0)
+    assert order == callbacks[0].seen == ["a", "b", "z"]
+
+
+def test_callbacks_are_told_the_arguments_and_may_say_something(capsys):
+    class Say(gs.Callback):
+        def on_fit_begin(self, state):
+            self.arguments = state.arguments
+            state.note("before")
+
+        def on_epoch_end(self, state):
+            state.note(f"after {state.number}")
+
+    net, say = make(), Say()
+    net.fit(X, Y, epochs=1, verbose=0)
+    assert capsys.readouterr().err == ""
+    net.fit(X, Y, epochs=1, batch_size=9, shuffle=False, callbacks=[say])
+    assert say.arguments == {"rows": 40, "batch_size": 9, "shuffle": False, "schedule": None}
+    assert [line for line in capsys.readouterr().err.splitlines() if "loss" not in line] == [
+        "before",
+        "after 2",
+    ]

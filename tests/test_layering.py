@@ -23,6 +23,7 @@ LAYERS = (
     {"network"},
     {"gradients", "learning_rate", "info", "tables", "data"},
     {"io"},
+    {"checkpoint", "logs"},
     {""},  # gradstep itself: the public names
     {"sklearn"},
     {"cli", "commands"},

@@ -122,3 +122,11 @@ def test_a_backend_that_compiles_says_so_first(capsys, monkeypatch):
     assert capsys.readouterr().err.startswith("compiling float32\nepoch 1/1")
     fit(epochs=1, verbose=0)
     assert capsys.readouterr().err == ""
+
+
+def test_a_bar_begins_where_the_training_goes_on(terminal):
+    bar = progress.start_progress(1, 10, done=4)
+    assert (bar._bar.n, bar._bar.total) == (4, 10)
+    bar.update(5, {"loss": 1.0})
+    assert bar._bar.n == 5
+    bar.close()

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from gradstep.backends import get_num_threads, set_backend, set_num_threads
-from gradstep.callbacks import Callback, EarlyStopping, ReduceOnPlateau, TrainingState
+from gradstep.callbacks import Callback, EarlyStopping, ReduceOnPlateau, TimeBudget, TrainingState
 from gradstep.gradients import GradientReport, check_gradients
 from gradstep.history import History
 from gradstep.info import Info, info
@@ -38,8 +38,10 @@ from gradstep.version import __version__
 
 if TYPE_CHECKING:
     from gradstep import plot
+    from gradstep.checkpoint import Checkpoint, load_checkpoint
     from gradstep.io import load
     from gradstep.learning_rate import LearningRateRange, find_learning_rate
+    from gradstep.logs import CSVLog, JSONLinesLog, TensorBoard
     from gradstep.tables import TableEncoder
 
 __all__ = [
@@ -48,7 +50,9 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "CSVLog",
     "Callback",
+    "Checkpoint",
     "Cosine",
     "Dense",
     "DivergenceError",
@@ -62,6 +66,7 @@ __all__ = [
     "Info",
     "Input",
     "InverseScaling",
+    "JSONLinesLog",
     "LearningRateRange",
     "LinearWarmup",
     "Lion",
@@ -76,6 +81,8 @@ __all__ = [
     "Schedule",
     "StepDecay",
     "TableEncoder",
+    "TensorBoard",
+    "TimeBudget",
     "Trace",
     "TrainingState",
     "__version__",
@@ -84,6 +91,7 @@ __all__ = [
     "get_num_threads",
     "info",
     "load",
+    "load_checkpoint",
     "plot",
     "set_backend",
     "set_num_threads",
@@ -95,6 +103,11 @@ _LATER = {
     "TableEncoder": "gradstep.tables",
     "find_learning_rate": "gradstep.learning_rate",
     "load": "gradstep.io",
+    "CSVLog": "gradstep.logs",
+    "Checkpoint": "gradstep.checkpoint",
+    "JSONLinesLog": "gradstep.logs",
+    "TensorBoard": "gradstep.logs",
+    "load_checkpoint": "gradstep.checkpoint",
 }
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from numpy.typing import NDArray
 
 from gradstep.history import History
+from gradstep.metrics import is_better_when_large
 from gradstep.names import check_name
 from gradstep.validation import check_flag, check_integer, check_real
 
@@ -29,13 +32,33 @@ class TrainingState:
     """Epochs that this call of `fit` was asked for."""
     metrics: tuple[str, ...]
     """Names of what the history holds after every epoch."""
+    callbacks: tuple[Callback, ...] = ()
+    """All callbacks of this call of `fit`, in the order in which they are called."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """What else `fit` was given: "rows" (their number), "batch_size", "shuffle", "schedule"."""
+    note: Callable[[str], None] = field(default_factory=lambda: _say_nothing)
+    """Shows a sentence with the progress, or nothing where `fit` is silent."""
+
+    @property
+    def number(self) -> int:
+        """Number of the newest epoch, counted from 1 over the life of the network; see `History.epochs`."""
+        return self.history.first_epoch - 1 + self.epoch
+
+
+def _say_nothing(sentence: str) -> None:
+    """What `TrainingState.note` is where there is no progress to show it with."""
 
 
 class Callback:
     """Base of callbacks; override what is needed.
 
-    With any callback, epochs run one at a time, so that each one ends with `on_epoch_end`.
+    With any callback, epochs run one at a time, so that each one ends with `on_epoch_end`. A callback that
+    remembers something from epoch to epoch also overrides `get_state` and `set_state`, so that a `Checkpoint`
+    can keep it.
     """
+
+    last: ClassVar[bool] = False
+    """Whether this kind is called after all others that are not, wherever it stands in the list."""
 
     def on_fit_begin(self, state: TrainingState) -> None:
         """Before the first epoch of a call of `fit`; what it raises keeps the call from changing anything."""
@@ -46,6 +69,61 @@ class Callback:
     def on_fit_end(self, state: TrainingState) -> None:
         """After the last epoch, also after Ctrl-C or a diverged epoch."""
 
+    def get_state(self) -> dict[str, Any]:
+        """What goes into a checkpoint: numbers, texts, truth values, None and arrays by name."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> bool | None:
+        """Go on from what `get_state` returned, after `on_fit_begin`.
+
+        Returning a true value says that this callback had ended the training: no epoch follows.
+        """
+
+
+@dataclass
+class Watched:
+    """A value of the history, and the best that it was.
+
+    Parameters
+    ----------
+    monitor
+        A key of the history, or None for "val_loss", or "loss" without validation data.
+    mode
+        "min" or "max" is best; "auto" asks the metric.
+    min_delta
+        By how much a value must be better than the best to count.
+    """
+
+    monitor: str | None
+    mode: str
+    min_delta: float = 0.0
+    best: float = float("inf")
+
+    def __post_init__(self) -> None:
+        if self.monitor is not None and not isinstance(self.monitor, str):
+            raise TypeError(f"monitor must be a key of the history or None, got {self.monitor!r}")
+        check_name("mode", self.mode, ("auto", "min", "max"))
+        self.min_delta = check_real("min_delta", self.min_delta, minimum=0.0)
+
+    def begin(self, names: tuple[str, ...]) -> None:
+        """Forget the last call of `fit`; the history of this one will have the names."""
+        if self.monitor is not None:
+            check_name("monitor", self.monitor, names)
+        self.key = self.monitor or ("val_loss" if "val_loss" in names else "loss")
+        self.large = self.mode == "max" or (self.mode == "auto" and is_better_when_large(self.key))
+        self.best = -float("inf") if self.large else float("inf")
+
+    def improves(self, history: History) -> bool:
+        """Whether the newest value is the best, which is kept."""
+        value = history[self.key][-1]
+        if self.large:
+            better = value > self.best + self.min_delta
+        else:
+            better = value < self.best - self.min_delta
+        if better:
+            self.best = value
+        return better
+
 
 class EarlyStopping(Callback):
     """Stop when a loss has not improved for a while, and go back to the best parameters.
@@ -55,12 +133,14 @@ class EarlyStopping(Callback):
     patience : int, default 10
         Epochs without improvement after which training stops, at least 1.
     min_delta : float, default 0.0
-        What counts as an improvement: more than this below the best so far.
+        What counts as an improvement: more than this better than the best so far.
     monitor : str, optional
-        A key of the history that should become small; "val_loss" by default, or "loss" without
-        validation data.
+        A key of the history; "val_loss" by default, or "loss" without validation data.
     restore_best : bool, default True
         Set the parameters to those of the best epoch when training ends, for whatever reason.
+    mode : {"auto", "min", "max"}
+        Whether monitor should become small or large. "auto" knows the metrics by their names, and takes
+        those that end in "_score" to be better when large; everything else when small.
 
     Attributes
     ----------
@@ -76,42 +156,55 @@ class EarlyStopping(Callback):
         min_delta: float = 0.0,
         monitor: str | None = None,
         restore_best: bool = True,
+        mode: str = "auto",
     ) -> None:
         self.patience = check_integer("patience", patience, minimum=1)
-        self.min_delta = check_real("min_delta", min_delta, minimum=0.0)
-        if monitor is not None and not isinstance(monitor, str):
-            raise TypeError(f"monitor must be a key of the history or None, got {monitor!r}")
-        self.monitor = monitor
+        self._watched = Watched(monitor, mode, min_delta)
         self.restore_best = check_flag("restore_best", restore_best)
-        self._reset()
-
-    def _reset(self) -> None:
-        self.best = float("inf")
-        self.best_epoch = 0
+        self.best_epoch = self._epoch = 0
         self._parameters: dict[str, NDArray[Any]] | None = None
+
+    @property
+    def best(self) -> float:
+        """Best value in the last call of `fit`."""
+        return self._watched.best
 
     def on_fit_begin(self, state: TrainingState) -> None:
         """Forget the last call of `fit`."""
-        if self.monitor is not None:
-            check_name("monitor", self.monitor, state.metrics)
-        self._reset()
+        self._watched.begin(state.metrics)
+        self.best_epoch = self._epoch = 0
+        self._parameters = None
 
     def on_epoch_end(self, state: TrainingState) -> bool:
         """Compare with the best epoch."""
-        history = state.history
-        monitor = self.monitor or ("val_loss" if "val_loss" in history else "loss")
-        value = history[monitor][-1]
-        if value < self.best - self.min_delta:
-            self.best, self.best_epoch = value, state.epoch
+        self._epoch = state.epoch
+        if self._watched.improves(state.history):
+            self.best_epoch = state.epoch
             if self.restore_best:
                 self._parameters = state.network.parameters()
-        return state.epoch - self.best_epoch >= self.patience
+        return self._is_over()
+
+    def _is_over(self) -> bool:
+        return self._epoch - self.best_epoch >= self.patience
 
     def on_fit_end(self, state: TrainingState) -> None:
         """Restore the parameters of the best epoch."""
         if self._parameters is not None and self.best_epoch < state.epoch:
             state.network.set_parameters(self._parameters)
         self._parameters = None
+
+    def get_state(self) -> dict[str, Any]:
+        """The best epoch, and its parameters."""
+        parameters = {f"parameters.{name}": value for name, value in (self._parameters or {}).items()}
+        return {"epoch": self._epoch, "best": self.best, "best_epoch": self.best_epoch, **parameters}
+
+    def set_state(self, state: dict[str, Any]) -> bool:
+        """Go on waiting, unless patience was at its end."""
+        self._epoch, self.best_epoch = state.pop("epoch"), state.pop("best_epoch")
+        self._watched.best = state.pop("best")
+        if self.restore_best and state:
+            self._parameters = {name.removeprefix("parameters."): value for name, value in state.items()}
+        return self._is_over()
 
 
 class ReduceOnPlateau(Callback):
@@ -124,12 +217,13 @@ class ReduceOnPlateau(Callback):
     factor : float, default 0.5
         What it is multiplied by, in (0, 1).
     min_delta : float, default 0.0
-        What counts as an improvement: more than this below the best so far.
+        What counts as an improvement: more than this better than the best so far.
     least : float, default 0.0
         Where the learning rate stops falling.
     monitor : str, optional
-        A key of the history that should become small; "val_loss" by default, or "loss" without
-        validation data.
+        A key of the history; "val_loss" by default, or "loss" without validation data.
+    mode : {"auto", "min", "max"}
+        Whether monitor should become small or large, as for `EarlyStopping`.
     """
 
     def __init__(
@@ -139,29 +233,22 @@ class ReduceOnPlateau(Callback):
         min_delta: float = 0.0,
         least: float = 0.0,
         monitor: str | None = None,
+        mode: str = "auto",
     ) -> None:
         self.patience = check_integer("patience", patience, minimum=1)
         self.factor = check_real("factor", factor, above=0.0, below=1.0)
-        self.min_delta = check_real("min_delta", min_delta, minimum=0.0)
+        self._watched = Watched(monitor, mode, min_delta)
         self.least = check_real("least", least, minimum=0.0)
-        if monitor is not None and not isinstance(monitor, str):
-            raise TypeError(f"monitor must be a key of the history or None, got {monitor!r}")
-        self.monitor = monitor
+        self._since = 0
 
     def on_fit_begin(self, state: TrainingState) -> None:
         """Forget the last call of `fit`."""
-        if self.monitor is not None:
-            check_name("monitor", self.monitor, state.metrics)
-        self._best, self._since = float("inf"), 0
+        self._watched.begin(state.metrics)
+        self._since = 0
 
     def on_epoch_end(self, state: TrainingState) -> bool:
         """Compare with the best epoch."""
-        history = state.history
-        value = history[self.monitor or ("val_loss" if "val_loss" in history else "loss")][-1]
-        if value < self._best - self.min_delta:
-            self._best, self._since = value, 0
-            return False
-        self._since += 1
+        self._since = 0 if self._watched.improves(state.history) else self._since + 1
         if self._since >= self.patience:
             network = state.network
             network.learning_rate = min(
@@ -169,3 +256,34 @@ class ReduceOnPlateau(Callback):
             )
             self._since = 0
         return False
+
+    def get_state(self) -> dict[str, Any]:
+        """The best value, and the epochs since then."""
+        return {"best": self._watched.best, "since": self._since}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on waiting."""
+        self._watched.best, self._since = state["best"], state["since"]
+
+
+class TimeBudget(Callback):
+    """Stop after the epoch in which the time is used up.
+
+    The time is counted anew in every call of `fit`, also in one that goes on from a `Checkpoint`.
+
+    Parameters
+    ----------
+    seconds : float
+        Wall-clock time from the beginning of a call of `fit`, positive.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = check_real("seconds", seconds, above=0.0)
+
+    def on_fit_begin(self, state: TrainingState) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def on_epoch_end(self, state: TrainingState) -> bool:
+        """Look at the clock."""
+        return time.perf_counter() - self._start >= self.seconds

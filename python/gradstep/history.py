@@ -15,7 +15,8 @@ class History:
     """Losses and metrics per epoch, and how the training ended.
 
     ``history["loss"]`` is the list of training losses; with validation data there are "val_loss" and the
-    validation metrics, such as "val_accuracy". Iterating gives these names.
+    validation metrics, such as "val_accuracy". Metrics that `fit` was asked for are there for the training
+    rows too, such as "accuracy". Iterating gives these names.
     """
 
     first_epoch: int = 1

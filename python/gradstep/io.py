@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -30,6 +31,12 @@ METADATA_KEY = "gradstep"
 OPTIMIZER_PREFIX = "optimizer."
 """In front of the names of the optimizer's state; parameters have their own names."""
 
+EXTRA_PREFIX = "extra."
+"""In front of the names of arrays that are no part of the network."""
+
+CHECKSUM = "sha256"
+"""The entry of the metadata with the checksum of all the rest, tensors included."""
+
 _DAMAGED = (ValueError, TypeError, KeyError, OverflowError, RecursionError)
 """What JSON that `save` did not write may raise: its numbers and its depth have no bounds."""
 
@@ -40,6 +47,7 @@ def save(
     *,
     optimizer: bool = False,
     description: Mapping[str, Any] | None = None,
+    extra: Mapping[str, NDArray[Any]] | None = None,
 ) -> None:
     """Write a network with its preprocessing, classes and encoder to one safetensors file, atomically.
 
@@ -53,6 +61,8 @@ def save(
         Also write the optimizer's state: after `load`, training goes on bit for bit.
     description : mapping, optional
         Plain JSON values to keep in the file, such as what the network was trained on.
+    extra : mapping of str to ndarray, optional
+        Arrays to keep in the file, which `load` ignores.
 
     Raises
     ------
@@ -69,6 +79,7 @@ def save(
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise ValueError(f"the network cannot be saved: {name} holds NaN or infinity")
+    tensors.update({EXTRA_PREFIX + name: value for name, value in (extra or {}).items()})
     _check_encoder(network)
     config = {
         "network": network.config,
@@ -98,7 +109,7 @@ def load(path: str | os.PathLike[str], *, backend: str = "auto") -> Network:
     OSError
         If there is no such file, or it cannot be opened.
     ValueError
-        If it is truncated, not a model of gradstep, or written by a newer version.
+        If it is truncated, altered, not a model of gradstep, or written by a newer version.
     ImportError
         If the backend asked for is not available.
     """
@@ -149,18 +160,25 @@ def _check_encoder(network: Network) -> None:
 
 
 def _set_tensors(network: Network, tensors: Tensors) -> None:
-    state = {
-        name.removeprefix(OPTIMIZER_PREFIX): value
-        for name, value in tensors.items()
-        if name.startswith(OPTIMIZER_PREFIX)
-    }
-    parameters = {name: value for name, value in tensors.items() if not name.startswith(OPTIMIZER_PREFIX)}
+    parameters, state = network_tensors(tensors)
     missing = [name for name in network.plan.parameter_shapes() if name not in parameters]
     if missing:
         raise ValueError(f"it lacks the parameter {missing[0]!r}")
     network.set_parameters(parameters)
     if state:
         network.set_optimizer_state(state)
+
+
+def network_tensors(tensors: Tensors) -> tuple[Tensors, Tensors]:
+    """Parameters, and the optimizer's state if there is one, among the tensors of a file."""
+    others = (OPTIMIZER_PREFIX, EXTRA_PREFIX)
+    parameters = {name: value for name, value in tensors.items() if not name.startswith(others)}
+    return parameters, with_prefix(tensors, OPTIMIZER_PREFIX)
+
+
+def with_prefix(tensors: Tensors, prefix: str) -> Tensors:
+    """The tensors whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def write_model(path: str | os.PathLike[str], config: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
@@ -183,15 +201,27 @@ def write_model(path: str | os.PathLike[str], config: Mapping[str, Any], tensors
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    metadata = {"format_version": FORMAT_VERSION, "gradstep_version": __version__, "config": config}
-    header = {METADATA_KEY: json.dumps(metadata, allow_nan=False)}
     # safetensors writes the buffer as it lies in memory, whatever the strides.
     packed = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    written = {"format_version": FORMAT_VERSION, "gradstep_version": __version__, "config": config}
+    metadata = json.loads(json.dumps(written, allow_nan=False))  # as it will be read
+    metadata[CHECKSUM] = _checksum(metadata, packed)
+    header = {METADATA_KEY: json.dumps(metadata, allow_nan=False)}
     with replace_atomically(path) as temporary:
         try:
             save_file(packed, temporary, metadata=header)
         except SafetensorError as error:
             raise OSError(f"{os.fspath(path)} cannot be written: {error}") from None
+
+
+def _checksum(metadata: Mapping[str, Any], tensors: Tensors) -> str:
+    """SHA-256 of the metadata without its checksum, and of every tensor's name, type, shape and bytes."""
+    rest = {name: value for name, value in metadata.items() if name != CHECKSUM}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True, allow_nan=False).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, tensor.dtype.str, tensor.shape]).encode())
+        digest.update(tensor.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def read_model(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Tensors]:
@@ -214,7 +244,7 @@ def read_model(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Tensors]:
     OSError
         If there is no such file, or it cannot be opened.
     ValueError
-        If it is truncated, not a model of gradstep, or written by a newer version.
+        If it is truncated, altered, not a model of gradstep, or written by a newer version.
     """
     return _read(path, with_tensors=True)
 
@@ -229,12 +259,16 @@ def _read(path: str | os.PathLike[str], with_tensors: bool) -> tuple[dict[str, A
         raise FileNotFoundError(f"there is no model file {name}")
     try:
         with safe_open(path, framework="numpy") as file:
-            config = _read_config(name, file.metadata() or {})
+            metadata = _read_metadata(name, file.metadata() or {})
             keys = list(file.keys()) if with_tensors else []
-            return config, {key: _read_tensor(name, file, key) for key in keys}
+            tensors = {key: _read_tensor(name, file, key) for key in keys}
     except SafetensorError as error:
         reason = str(error).removeprefix("Error while deserializing header: ")
         raise ValueError(f"{name} is truncated or not a model file of gradstep ({reason})") from None
+    if with_tensors and CHECKSUM in metadata and metadata[CHECKSUM] != _checksum(metadata, tensors):
+        raise ValueError(f"{name} is damaged: its contents do not match its checksum")
+    config: dict[str, Any] = metadata["config"]
+    return config, tensors
 
 
 def _read_tensor(name: str, file: Any, key: str) -> NDArray[Any]:
@@ -247,11 +281,11 @@ def _read_tensor(name: str, file: Any, key: str) -> NDArray[Any]:
     return tensor
 
 
-def _read_config(name: str, header: Mapping[str, str]) -> dict[str, Any]:
+def _read_metadata(name: str, header: Mapping[str, str]) -> dict[str, Any]:
     if METADATA_KEY not in header:
         raise ValueError(f"{name} is a safetensors file, but not a model of gradstep")
     try:
-        metadata = json.loads(header[METADATA_KEY], parse_constant=_refuse_constant)
+        metadata: dict[str, Any] = json.loads(header[METADATA_KEY], parse_constant=_refuse_constant)
         version = check_integer("format_version", metadata["format_version"], minimum=1)
         writer = metadata["gradstep_version"]
         config = metadata["config"]
@@ -264,7 +298,7 @@ def _read_config(name: str, header: Mapping[str, str]) -> dict[str, Any]:
         )
     if not isinstance(config, dict):
         raise ValueError(f"{name} holds damaged metadata: config is not an object")
-    return config
+    return metadata
 
 
 def _refuse_constant(word: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from gradstep.callbacks import Callback
 from gradstep.history import History
 from gradstep.layers import Input, Layer
 from gradstep.losses import Loss
-from gradstep.metrics import metric_names, metrics
+from gradstep.metrics import Metric, MetricLike, check_metrics, try_metrics
 from gradstep.names import check_name
 from gradstep.optimizers import Optimizer
 from gradstep.preprocessing import Transform, fit_transform
@@ -490,6 +490,7 @@ class Network:
         validation_data: Any = None,
         shuffle: bool = True,
         schedule: ScheduleLike = None,
+        metrics: Sequence[MetricLike] | None = None,
         callbacks: Sequence[Callback] | None = None,
         verbose: int = 1,
     ) -> History:
@@ -517,8 +518,13 @@ class Network:
         schedule : Schedule or callable, optional
             Factors of the learning rate, update by update: a `Schedule`, or a function of the number of
             updates in this call, from 0.
+        metrics : sequence, optional
+            What the history holds beside the losses, for these rows (which costs a prediction of all of them
+            after every epoch) and, with "val_" in front, for validation_data; as for `evaluate`. By default
+            those of `evaluate`, for validation_data alone. Functions are called once before training begins,
+            so that what they refuse changes nothing.
         callbacks : sequence of Callback, optional
-            Called after every epoch.
+            Called after every epoch. A `Checkpoint` among them goes on with a call that was killed.
         verbose : int, default 1
             0 shows no progress.
 
@@ -543,6 +549,8 @@ class Network:
         batch_size = check_batch_size(batch_size, n, self.optimizer.default_batch_size(n))
         shuffle = check_flag("shuffle", shuffle)
         schedule = check_schedule("schedule", schedule)
+        weighted = rows.weight is not None or (validation is not None and validation.weight is not None)
+        checked = self._check_metrics(metrics, weighted)
         callbacks = _check_callbacks(callbacks)
         verbose = check_integer("verbose", int(verbose) if isinstance(verbose, bool) else verbose, minimum=0)
 
@@ -550,14 +558,16 @@ class Network:
             engine = self._prepare(rows.X, rows.y, X)
             if validation is not None:
                 self._network_units(validation, "validation_data[1]")
+            measured = rows if metrics is not None and checked else None
+            self._try_metrics(engine, checked, measured or validation)
             job = Job(
                 rows=self._network_units(rows),
                 epochs=epochs,
                 batch_size=batch_size,
                 shuffle=shuffle,
-                validate=None if validation is None else lambda: self._evaluate(engine, validation),
+                measure=self._measure(engine, checked, measured, validation),
                 callbacks=callbacks,
-                metric_names=self._history_names(validation is not None),
+                metric_names=_history_names(checked, measured is not None, validation is not None),
                 verbose=verbose,
                 schedule=schedule,
                 note=backends.first_use_note(self._backend, self.dtype) if verbose else None,
@@ -576,9 +586,32 @@ class Network:
             self._refresh()
             raise
 
-    def _history_names(self, validated: bool) -> tuple[str, ...]:
-        names = ("loss", *metric_names(self.loss.target_kind)) if validated else ()
-        return ("loss", *(f"val_{name}" for name in names))
+    def _measure(
+        self, engine: Engine, metrics: Sequence[Metric], rows: Rows | None, validation: Rows | None
+    ) -> Callable[[], dict[str, float]] | None:
+        """What computes the history's metrics after an epoch."""
+        if rows is None and validation is None:
+            return None
+
+        def measure() -> dict[str, float]:
+            values = {} if rows is None else self._metrics_of(engine, rows, metrics)
+            if validation is not None:
+                found = self._evaluate(engine, validation, metrics)
+                values.update({f"val_{name}": value for name, value in found.items()})
+            return values
+
+        return measure
+
+    def _metrics_of(self, engine: Engine, rows: Rows, metrics: Sequence[Metric]) -> dict[str, float]:
+        predictions = self._predicted(engine, rows.X)
+        return {metric.name: metric(rows.y, predictions, rows.weight) for metric in metrics}
+
+    def _try_metrics(self, engine: Engine, metrics: Sequence[Metric], rows: Rows | None) -> None:
+        if rows is not None and any(metric.is_given for metric in metrics):
+            try_metrics(metrics, rows.y, self._predicted(engine, rows.X), rows.weight)
+
+    def _check_metrics(self, metrics: Any, weighted: bool) -> tuple[Metric, ...]:
+        return check_metrics(metrics, self.loss.target_kind, self.n_out, weighted=weighted)
 
     def predict(self, X: Any) -> Array:
         """Outputs for rows: values, or probabilities for a classification loss.
@@ -612,38 +645,62 @@ class Network:
         ):
             engine = self._ready()
             X = self._check_inputs(X)
+        return self._predicted(engine, X)
+
+    def _predicted(self, engine: Engine, X: Array) -> Array:
         out = np.empty((X.shape[0], self._fast_n_out), self._dtype)
         engine.predict(X, out)
         return out if self._target_transform is None else self._target_transform.invert(out)
 
-    def evaluate(self, X: Any, y: Any, sample_weight: Any = None) -> dict[str, float]:
+    def evaluate(
+        self, X: Any, y: Any, sample_weight: Any = None, *, metrics: Sequence[MetricLike] | None = None
+    ) -> dict[str, float]:
         """Loss and metrics.
 
         Parameters
         ----------
         X, y, sample_weight
             As for `fit`.
+        metrics : sequence, optional
+            Names, functions ``(y_true, y_pred) -> float``, and functions with a name for each,
+            ``("mine", function)``. By default accuracy for classification losses, rmse and r2 for the others.
+
+            For regression, in the units of y, means over rows and outputs: "rmse", the root of the mean
+            squared error; "mae"; "mape", abs(p - y) / abs(y), a share; "r2", the mean over outputs of
+            ``1 - sum (p - y)^2 / sum (y - mean y)^2``, NaN where y is constant.
+
+            For classification: "accuracy" (several outputs of binary_cross_entropy: all together),
+            "top_5_accuracy" or ("top_k", 5), "balanced_accuracy" (mean recall of the classes), "f1" (of
+            class 1 of two, else the mean over classes), "roc_auc" (as f1, one class against the rest; NaN
+            where one has no rows), "log_loss" (summed over outputs).
+
+            A function gets y and predictions (n,), or (n, n_out) for several outputs. For classification it
+            gets classes for both, or, where its second parameter is called y_score, y_proba, y_prob or
+            probas_pred, and for scikit-learn's log_loss, probabilities: of class 1 (n,) for two classes, else
+            (n, n_classes). Sample weights go into its parameter sample_weight.
 
         Returns
         -------
         dict
-            ``loss`` without the l2 penalty; ``accuracy`` for classification losses; ``rmse`` and ``r2`` in
-            the units of y for the others.
+            ``loss`` without the l2 penalty, and the metrics by name.
 
         Raises
         ------
         TypeError, ValueError
-            If an argument is not as `fit` needs it, or the network is not complete.
+            If an argument is not as above or as `fit` needs it, or the network is not complete.
+        ImportError
+            For f1 and roc_auc, without scikit-learn.
         """
         engine = self._ready()
-        return self._evaluate(engine, self._check_rows(X, y, sample_weight))
+        rows = self._check_rows(X, y, sample_weight)
+        return self._evaluate(engine, rows, self._check_metrics(metrics, rows.weight is not None))
 
-    def _evaluate(self, engine: Engine, rows: Rows) -> dict[str, float]:
+    def _evaluate(self, engine: Engine, rows: Rows, metrics: Sequence[Metric]) -> dict[str, float]:
         out = np.empty((len(rows.X), self.n_out), self._dtype)
         loss = engine.evaluate(rows.X, self._network_units(rows).y, rows.weight, out)
         if self._target_transform is not None:
             out = self._target_transform.invert(out)
-        return {"loss": loss, **metrics(self.loss.target_kind, out, rows.y, rows.weight)}
+        return {"loss": loss, **{metric.name: metric(rows.y, out, rows.weight) for metric in metrics}}
 
     def step(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """One forward pass, backward pass and update on all rows given.
@@ -854,6 +911,12 @@ class Network:
 
 _CACHES = ("_dtype", "_fast_engine", "_fast_n_in", "_fast_n_out", "_fast_labels", "_fast_step")
 _INT32 = np.dtype(np.int32)
+
+
+def _history_names(metrics: Sequence[Metric], measured: bool, validated: bool) -> tuple[str, ...]:
+    names = tuple(metric.name for metric in metrics)
+    after = ("val_loss", *(f"val_{name}" for name in names)) if validated else ()
+    return ("loss", *(names if measured else ()), *after)
 
 
 def _check_callbacks(callbacks: Any) -> tuple[Callback, ...]:

@@ -80,10 +80,10 @@ class Lines(Progress):
 class Bar(Progress):
     """A tqdm bar with the newest losses."""
 
-    def __init__(self, epochs: int) -> None:
+    def __init__(self, epochs: int, done: int = 0) -> None:
         from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-        self._bar: Any = tqdm(total=epochs, unit="epoch", dynamic_ncols=True)
+        self._bar: Any = tqdm(total=epochs, initial=done, unit="epoch", dynamic_ncols=True)
 
     def update(self, epoch: int, values: Mapping[str, float]) -> None:
         """Move the bar."""
@@ -116,8 +116,8 @@ def _in_notebook() -> bool:
     return type(shell).__name__ == "ZMQInteractiveShell"
 
 
-def start_progress(verbose: int, epochs: int) -> Progress:
-    """The reporter for one call of `fit`; `verbose` 0 is silent."""
+def start_progress(verbose: int, epochs: int, done: int = 0) -> Progress:
+    """The reporter for one call of `fit`, of which some epochs may be done already; `verbose` 0 is silent."""
     if not verbose or sys.stderr is None:
         return Silent()
-    return Bar(epochs) if is_interactive() else Lines(epochs)
+    return Bar(epochs, done) if is_interactive() else Lines(epochs)

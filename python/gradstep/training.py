@@ -13,7 +13,7 @@ import numpy as np
 from gradstep.backends.base import Array, Engine, TrainResult
 from gradstep.callbacks import Callback, TrainingState
 from gradstep.history import History
-from gradstep.progress import Progress, start_progress
+from gradstep.progress import Progress, Silent, start_progress
 from gradstep.schedules import ScheduleLike, factors_of
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ class Job:
     epochs: int
     batch_size: int
     shuffle: bool
-    validate: Callable[[], dict[str, float]] | None
-    """Metrics on the validation rows, or None without them."""
+    measure: Callable[[], dict[str, float]] | None
+    """What the history holds beside the loss, computed after every epoch, or None without it."""
     callbacks: Sequence[Callback]
     metric_names: tuple[str, ...]
     """What the history will hold."""
@@ -89,12 +89,15 @@ class Training:
         self.engine = engine
         self.job = job
         self.history = History(first_epoch=network.epochs_trained + 1)
-        self.each_epoch = bool(job.callbacks) or job.validate is not None
+        self.callbacks = tuple(sorted(job.callbacks, key=lambda callback: callback.last))
+        self.each_epoch = bool(job.callbacks) or job.measure is not None
         self.steps = -(-len(job.rows.X) // job.batch_size)
         self.most_epochs = EPOCHS_PER_CALL if job.schedule is None else max(1, EPOCHS_PER_CALL // self.steps)
         self.restored = True
+        self.progress: Progress = Silent()
+        self.notes: list[str] | None = [] if job.note is None else [job.note]
         with contextlib.ExitStack() as begun:
-            for callback in job.callbacks:
+            for callback in self.callbacks:
                 callback.on_fit_begin(self._state())
                 begun.callback(callback.on_fit_end, self._state())
             begun.pop_all()
@@ -113,7 +116,8 @@ class Training:
             If a loss or parameter became NaN or infinite.
         """
         self.network.history = self.history
-        self.progress: Progress = start_progress(self.job.verbose, self.job.epochs)
+        self.progress = start_progress(self.job.verbose, self.job.epochs, len(self.history))
+        earlier = self.history.seconds
         start = time.perf_counter()
         try:
             self._epochs()
@@ -125,15 +129,16 @@ class Training:
             self.history.pad()
             raise
         finally:
-            self.history.seconds = time.perf_counter() - start
+            self.history.seconds = earlier + time.perf_counter() - start
             self._end()
         if self.history.stopped == "diverged":
             raise DivergenceError(self._divergence())
         return self.history
 
     def _epochs(self) -> None:
-        if self.job.note is not None:
-            self.progress.note(self.job.note)
+        notes, self.notes = self.notes or [], None
+        for note in notes:
+            self.progress.note(note)
         stepwise = self.each_epoch or self.progress.visible
         epochs = 1 if stepwise else min(self.job.epochs, self.most_epochs)
         while self.history.stopped == "finished" and len(self.history) < self.job.epochs:
@@ -169,7 +174,7 @@ class Training:
             raise result.raised
         if self.history.stopped != "finished":
             return
-        for callback in self.job.callbacks:
+        for callback in self.callbacks:
             if callback.on_epoch_end(self._state()):
                 self.history.stopped = "callback"
 
@@ -193,26 +198,46 @@ class Training:
         self.network.epochs_trained += len(result.losses)
         self.history.loss.extend(result.losses)
         self.history.samples += len(result.losses) * len(self.job.rows.X)
-        newest = {"loss": result.losses[-1], **self._validate()}
+        newest = {"loss": result.losses[-1], **self._measure()}
         self.progress.update(len(self.history), newest)
 
-    def _validate(self) -> dict[str, float]:
-        if self.job.validate is None:
+    def _measure(self) -> dict[str, float]:
+        if self.job.measure is None:
             return {}
-        values = {f"val_{name}": value for name, value in self.job.validate().items()}
+        values = self.job.measure()
         self.history.append(values)
         return values
 
     def _state(self) -> TrainingState:
+        job = self.job
         return TrainingState(
-            self.network, self.history, len(self.history), self.job.epochs, self.job.metric_names
+            self.network,
+            self.history,
+            len(self.history),
+            job.epochs,
+            job.metric_names,
+            callbacks=self.callbacks,
+            arguments={
+                "rows": len(job.rows.X),
+                "batch_size": job.batch_size,
+                "shuffle": job.shuffle,
+                "schedule": job.schedule,
+            },
+            note=self._note,
         )
+
+    def _note(self, sentence: str) -> None:
+        """Show a sentence, or keep it until there is where to."""
+        if self.notes is None:
+            self.progress.note(sentence)
+        else:
+            self.notes.append(sentence)
 
     def _end(self) -> None:
         with contextlib.ExitStack() as stack:  # every callback ends, whatever another one raises
             stack.callback(self.progress.close)
             stack.callback(self._note_interruption)
-            for callback in reversed(self.job.callbacks):
+            for callback in reversed(self.callbacks):
                 stack.callback(callback.on_fit_end, self._state())
 
     def _note_interruption(self) -> None:
