@@ -123,8 +123,8 @@ def test_importing_costs_at_most_50_ms_more_than_numpy(tmp_path):
     code = (
         "import time, numpy; start = time.process_time(); import gradstep; print(time.process_time() - start)"
     )
-    seconds = [float(_run(code, tmp_path)) for _ in range(4)]
-    assert min(seconds[1:]) < 0.05  # the first one compiles
+    seconds = [float(_run(code, tmp_path)) for _ in range(8)]
+    assert min(seconds[1:]) < 0.05  # the first one compiles; what else runs on the machine only adds
 
 
 def test_importing_loads_none_of_the_heavy_packages(tmp_path):

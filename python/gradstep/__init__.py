@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 from gradstep.backends import get_num_threads, set_backend, set_num_threads
 from gradstep.callbacks import Callback, EarlyStopping, ReduceOnPlateau, TimeBudget, TrainingState
-from gradstep.gradients import GradientReport, check_gradients
 from gradstep.history import History
 from gradstep.info import Info, info
 from gradstep.layers import Dense, Dropout, Input
@@ -23,15 +22,6 @@ from gradstep.optimizers import (
     Optimizer,
     RMSprop,
 )
-from gradstep.schedules import (
-    Cosine,
-    ExponentialDecay,
-    InverseScaling,
-    LinearWarmup,
-    OneCycle,
-    Schedule,
-    StepDecay,
-)
 from gradstep.tracing import Trace
 from gradstep.training import DivergenceError
 from gradstep.version import __version__
@@ -39,9 +29,19 @@ from gradstep.version import __version__
 if TYPE_CHECKING:
     from gradstep import plot
     from gradstep.checkpoint import Checkpoint, load_checkpoint
+    from gradstep.gradients import GradientReport, check_gradients
     from gradstep.io import load
     from gradstep.learning_rate import LearningRateRange, find_learning_rate
     from gradstep.logs import CSVLog, JSONLinesLog, TensorBoard
+    from gradstep.schedules import (
+        Cosine,
+        ExponentialDecay,
+        InverseScaling,
+        LinearWarmup,
+        OneCycle,
+        Schedule,
+        StepDecay,
+    )
     from gradstep.tables import TableEncoder
 
 __all__ = [
@@ -99,14 +99,23 @@ __all__ = [
 
 # What most programs do not need at once, and what takes as long to import as all the rest.
 _LATER = {
-    "LearningRateRange": "gradstep.learning_rate",
-    "TableEncoder": "gradstep.tables",
-    "find_learning_rate": "gradstep.learning_rate",
-    "load": "gradstep.io",
     "CSVLog": "gradstep.logs",
     "Checkpoint": "gradstep.checkpoint",
+    "Cosine": "gradstep.schedules",
+    "ExponentialDecay": "gradstep.schedules",
+    "GradientReport": "gradstep.gradients",
+    "InverseScaling": "gradstep.schedules",
     "JSONLinesLog": "gradstep.logs",
+    "LearningRateRange": "gradstep.learning_rate",
+    "LinearWarmup": "gradstep.schedules",
+    "OneCycle": "gradstep.schedules",
+    "Schedule": "gradstep.schedules",
+    "StepDecay": "gradstep.schedules",
+    "TableEncoder": "gradstep.tables",
     "TensorBoard": "gradstep.logs",
+    "check_gradients": "gradstep.gradients",
+    "find_learning_rate": "gradstep.learning_rate",
+    "load": "gradstep.io",
     "load_checkpoint": "gradstep.checkpoint",
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -39,6 +38,8 @@ def check_name(kind: str, name: object, valid: Iterable[str]) -> str:
 
 
 def _hint(name: str, choices: tuple[str, ...]) -> str:
+    import difflib  # not at every start of a program
+
     spelling = name.lower().replace("-", "_").replace(" ", "_")
     spellings = {choice.lower(): choice for choice in choices}
     near = difflib.get_close_matches(spelling, spellings, n=1, cutoff=0.5)

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,7 +22,6 @@ from gradstep.metrics import Metric, MetricLike, check_metrics, try_metrics
 from gradstep.names import check_name
 from gradstep.optimizers import Optimizer
 from gradstep.preprocessing import Transform, fit_transform
-from gradstep.schedules import ScheduleLike, check_schedule
 from gradstep.specification import Specification, arguments_from_config
 from gradstep.tracing import Trace
 from gradstep.training import DivergenceError, Job, Rows, Training
@@ -39,6 +38,9 @@ from gradstep.validation import (
     check_weight,
     numeric_array,
 )
+
+if TYPE_CHECKING:
+    from gradstep.schedules import ScheduleLike
 
 SMALL_BATCH = 256
 """Rows up to which labels are quicker checked as Python integers than by numpy."""
@@ -548,7 +550,7 @@ class Network:
         epochs = check_integer("epochs", epochs, minimum=1)
         batch_size = check_batch_size(batch_size, n, self.optimizer.default_batch_size(n))
         shuffle = check_flag("shuffle", shuffle)
-        schedule = check_schedule("schedule", schedule)
+        schedule = _check_schedule(schedule)
         weighted = rows.weight is not None or (validation is not None and validation.weight is not None)
         checked = self._check_metrics(metrics, weighted)
         callbacks = _check_callbacks(callbacks)
@@ -917,6 +919,14 @@ def _history_names(metrics: Sequence[Metric], measured: bool, validated: bool) -
     names = tuple(metric.name for metric in metrics)
     after = ("val_loss", *(f"val_{name}" for name in names)) if validated else ()
     return ("loss", *(names if measured else ()), *after)
+
+
+def _check_schedule(schedule: object) -> ScheduleLike:
+    if schedule is None:
+        return None
+    from gradstep.schedules import check_schedule  # not at every start of a program
+
+    return check_schedule("schedule", schedule)
 
 
 def _check_callbacks(callbacks: Any) -> tuple[Callback, ...]:

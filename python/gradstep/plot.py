@@ -14,7 +14,7 @@ import numpy as np
 from gradstep.backends.base import Array
 from gradstep.diagram import Svg, network_svg
 from gradstep.history import History
-from gradstep.metrics import metrics
+from gradstep.metrics import check_metrics
 from gradstep.validation import as_numbers, numeric_array
 
 if TYPE_CHECKING:
@@ -522,7 +522,8 @@ def predicted_against_true(
             label=str(labels[output]) if labels is not None else f"output {output}",
         )
     _draw_diagonal(ax, true, predicted)
-    values = metrics("values", predicted, true, None)
+    measured = check_metrics(("r2", "rmse"), "values", outputs, weighted=False)
+    values = {metric.name: metric.measure(true, predicted, None) for metric in measured}
     ax.set(xlabel="true", ylabel="predicted", title=f"r2 {values['r2']:.3g}, rmse {values['rmse']:.3g}")
     if labels is not None or 1 < outputs <= 10:
         for handle in ax.legend().legend_handles:

@@ -14,10 +14,10 @@ from gradstep.backends.base import Array, Engine, TrainResult
 from gradstep.callbacks import Callback, TrainingState
 from gradstep.history import History
 from gradstep.progress import Progress, Silent, start_progress
-from gradstep.schedules import ScheduleLike, factors_of
 
 if TYPE_CHECKING:
     from gradstep.network import Network
+    from gradstep.schedules import ScheduleLike
 
 SECONDS_PER_CALL = 0.15
 """How long the engine runs between two movements of the progress bar, about."""
@@ -183,6 +183,8 @@ class Training:
         rate, schedule = self.network.learning_rate, self.job.schedule
         if schedule is None:
             return np.full(epochs, rate)
+        from gradstep.schedules import factors_of  # not at every start of a program
+
         first, count = len(self.history) * self.steps, epochs * self.steps
         factors = factors_of(schedule, np.arange(first, first + count), self.job.epochs * self.steps)
         return rate * factors.reshape(epochs, self.steps)
