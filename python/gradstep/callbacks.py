@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gradstep.network import Network
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class TrainingState:
     """What a callback is told."""
 

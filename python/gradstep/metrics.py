@@ -25,7 +25,7 @@ MetricLike = str | Callable[..., Any] | tuple[str, Callable[..., Any]] | tuple[s
 """A name, a function (y_true, y_pred), such a function with a name for it, or ("top_k", k)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Metric:
     """A number that says how good predictions are."""
 
@@ -278,7 +278,7 @@ def _given(name: str, function: object, kind: TargetKind, weighted: bool) -> Met
     return Metric(name, _Given(name, function, _as_probabilities, takes_weight, takes_labels), is_given=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class _Given:
     """A function of the user's as a `Measure`."""
 

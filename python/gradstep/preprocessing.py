@@ -17,7 +17,7 @@ BLOCK_ELEMENTS = 1 << 14
 """Numbers converted to float64 at a time: a file larger than memory is read block by block."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ColumnStatistics:
     """Mean, standard deviation, minimum and maximum of every column, float64 (n_columns,)."""
 
@@ -66,7 +66,7 @@ def _blocks(X: Array) -> Iterator[Array]:
     return (X[start : start + rows].astype(np.float64) for start in range(0, len(X), rows))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Transform:
     """``(x - shift) * scale`` per column, float64 (n_columns,) each."""
 

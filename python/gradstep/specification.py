@@ -20,7 +20,7 @@ from gradstep.validation import check_integer, check_real
 DTYPES = ("float32", "float64")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Specification:
     """The arguments of `Network` but the backend; see there."""
 

@@ -9,7 +9,7 @@ from gradstep.backends.base import LayerTrace
 from gradstep.names import check_name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trace:
     """Loss and, layer by layer, every intermediate of back-propagation.
 

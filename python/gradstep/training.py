@@ -39,7 +39,7 @@ class DivergenceError(FloatingPointError, RuntimeError):
     """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Rows:
     """Validated rows as an engine takes them."""
 
@@ -51,7 +51,7 @@ class Rows:
     """Sample weights, (n,), or None."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Job:
     """One call of `fit`, validated."""
 

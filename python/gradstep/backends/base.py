@@ -99,7 +99,7 @@ class Plan:
         return shapes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainResult:
     """What one call of `Engine.train` did."""
 
@@ -117,7 +117,7 @@ class TrainResult:
     Of the compiled backend only; the others let it through, and lose that call's epochs."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerTrace:
     """The chain rule at one layer, all arrays with one row per sample."""
 
@@ -234,7 +234,7 @@ class Engine(ABC):
         return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Backend:
     """One way to compute: how to make an engine, and which names it knows."""
 

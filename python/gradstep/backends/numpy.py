@@ -33,7 +33,7 @@ from gradstep.random import dropout_mask, permutation
 # Activations. exp is only taken of arguments <= 0, so that nothing overflows.
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Activation:
     """An elementwise function and its derivative."""
 
@@ -198,7 +198,7 @@ ACTIVATIONS: dict[str, Activation] = {
 # with respect to the network's output p, (B, n_out). Classification losses take logits.
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Loss:
     """A loss per row with its gradient, and the link from outputs to predictions."""
 
@@ -284,7 +284,7 @@ LINKS: dict[str, Callable[[Array], Array]] = {
 # Optimizers. `update` changes theta and its moments in place.
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Update:
     """What an optimizer may know about one update, apart from the arrays."""
 
@@ -296,7 +296,7 @@ class Update:
     """False for biases, which never decay."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Optimizer:
     """One update rule."""
 
