@@ -9,7 +9,17 @@ from gradstep.gradients import GradientReport, check_gradients
 from gradstep.history import History
 from gradstep.info import Info, info
 from gradstep.layers import Dense, Dropout, Input
-from gradstep.losses import Huber, Loss, Quantile
+from gradstep.losses import (
+    BinaryCrossEntropy,
+    BinaryFocal,
+    CrossEntropy,
+    CustomLoss,
+    Focal,
+    GaussianNLL,
+    Huber,
+    Loss,
+    Quantile,
+)
 from gradstep.network import Network
 from gradstep.optimizers import (
     SGD,
@@ -46,13 +56,19 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "BinaryCrossEntropy",
+    "BinaryFocal",
     "Callback",
     "Cosine",
+    "CrossEntropy",
+    "CustomLoss",
     "Dense",
     "DivergenceError",
     "Dropout",
     "EarlyStopping",
     "ExponentialDecay",
+    "Focal",
+    "GaussianNLL",
     "GradientDescent",
     "GradientReport",
     "History",

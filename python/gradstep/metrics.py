@@ -10,7 +10,9 @@ from gradstep.losses import TargetKind
 
 def metric_names(kind: TargetKind) -> tuple[str, ...]:
     """The keys of `metrics`."""
-    return ("rmse", "r2") if kind in ("values", "counts") else ("accuracy",)
+    if kind == "anything":
+        return ()
+    return ("rmse", "r2") if kind in ("values", "counts", "positive") else ("accuracy",)
 
 
 def metrics(kind: TargetKind, predictions: Array, y: Array, weight: Array | None) -> dict[str, float]:
@@ -21,24 +23,29 @@ def metrics(kind: TargetKind, predictions: Array, y: Array, weight: Array | None
     kind
         What y holds, `Loss.target_kind`.
     predictions
-        (n, n_out): values, or probabilities.
+        (n, n_out): values, probabilities, or decision values; of gaussian_nll the means, then the variances.
     y
-        (n, n_out) for values and probabilities, (n,) for labels.
+        (n,) for labels, else (n, targets).
     weight
         Sample weights, (n,), or None.
 
     Returns
     -------
     dict
-        ``accuracy`` for labels (the most probable one) and for probabilities (above 0.5, all outputs
-        together); ``rmse``, the root of the mean squared error, and ``r2``, the mean over outputs of
-        1 - sum (p - y)^2 / sum (y - mean y)^2, for values. r2 is NaN where y is constant.
+        ``accuracy`` for labels (the largest output), for probabilities (above 0.5) and for signs (above 0),
+        all outputs together; nothing for a custom loss; ``rmse``, the root of the mean squared error, and
+        ``r2``, the mean over outputs of 1 - sum (p - y)^2 / sum (y - mean y)^2, for values. r2 is NaN where
+        y is constant.
     """
+    if kind == "anything":
+        return {}
     if kind == "labels":
         return {"accuracy": _mean(predictions.argmax(axis=1) == y, weight)}
     if kind == "probabilities":
         return {"accuracy": _mean(((predictions > 0.5) == (y > 0.5)).mean(axis=1), weight)}
-    return _regression(predictions.astype(np.float64), y.astype(np.float64), weight)
+    if kind == "signs":
+        return {"accuracy": _mean(((predictions > 0) == (y > 0)).mean(axis=1), weight)}
+    return _regression(predictions[:, : y.shape[1]].astype(np.float64), y.astype(np.float64), weight)
 
 
 def _mean(values: Array, weight: Array | None) -> float:
