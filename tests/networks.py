@@ -10,6 +10,7 @@ import numpy as np
 
 import oracles
 from gradstep.backends.base import Backend, DensePlan, Engine, Plan
+from gradstep.backends.numpy import LOSSES
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -68,14 +69,20 @@ def make_data(plan: Plan, rows: int, seed: int = 1) -> Data:
     """Random data for a plan."""
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(rows, plan.n_in)).astype(plan.dtype)
-    if plan.loss == "cross_entropy":
+    targets = LOSSES[plan.loss].targets
+    if targets == "labels":
         y = rng.integers(0, plan.n_out, size=rows).astype(np.int32)
-    elif plan.loss == "binary_cross_entropy":
+    elif targets == "probabilities":
         y = np.round(rng.uniform(-0.2, 1.2, size=(rows, plan.n_out)).clip(0, 1), 2).astype(plan.dtype)
-    elif plan.loss == "poisson":
+    elif targets == "counts":
         y = rng.poisson(1.5, size=(rows, plan.n_out)).astype(plan.dtype)
+    elif targets == "positive":
+        y = rng.gamma(2.0, size=(rows, plan.n_out)).astype(plan.dtype)
+    elif targets == "signs":
+        y = rng.choice([-1.0, 1.0], size=(rows, plan.n_out)).astype(plan.dtype)
     else:
-        y = (1.5 * rng.normal(size=(rows, plan.n_out))).astype(plan.dtype)
+        columns = plan.n_out // LOSSES[plan.loss].outputs_per_target
+        y = (1.5 * rng.normal(size=(rows, columns))).astype(plan.dtype)
     weight = (rng.integers(0, 4, size=rows) / 2).astype(plan.dtype)
     return Data(X, y, weight)
 

@@ -132,13 +132,66 @@ def _sample_loss(name: str, p: Array, y: Any, options: Mapping[str, float]) -> _
             math.exp(z) - t * z + (t * math.log(t) - t if t else 0) for z, t in zip(p, y, strict=True)
         )
         return _SampleLoss(value, [math.exp(z) - t for z, t in zip(p, y, strict=True)])
+    if name == "gamma":
+        value = sum(t / math.exp(z) - math.log(t / math.exp(z)) - 1 for z, t in zip(p, y, strict=True))
+        return _SampleLoss(value, [1 - t / math.exp(z) for z, t in zip(p, y, strict=True)])
+    if name == "gaussian_nll":
+        return _gaussian(p[: k // 2], p[k // 2 :], y, options.get("floor", 1e-6))
     if name == "binary_cross_entropy":
-        value = sum(t * _softplus(-z) + (1 - t) * _softplus(z) for z, t in zip(p, y, strict=True))
-        return _SampleLoss(value, [_sigmoid(z) - t for z, t in zip(p, y, strict=True)])
+        smoothing = options.get("label_smoothing", 0.0)
+        smoothed = [(1 - smoothing) * t + smoothing / 2 for t in y]
+        value = sum(t * _softplus(-z) + (1 - t) * _softplus(z) for z, t in zip(p, smoothed, strict=True))
+        return _SampleLoss(value, [_sigmoid(z) - t for z, t in zip(p, smoothed, strict=True)])
+    if name == "binary_focal":
+        parts = [
+            _binary_focal(float(z), float(t), options.get("gamma", 2.0)) for z, t in zip(p, y, strict=True)
+        ]
+        return _SampleLoss(sum(value for value, _ in parts), [slope for _, slope in parts])
+    if name == "binary_hinge":
+        lacks = [1 - t * z for z, t in zip(p, y, strict=True)]
+        return _SampleLoss(
+            sum(max(0.0, lack) for lack in lacks), [-t * (lack > 0) for t, lack in zip(y, lacks, strict=True)]
+        )
     if name == "cross_entropy":
+        smoothing = options.get("label_smoothing", 0.0)
         odds = [sum(math.exp(other - z) for other in p) for z in p]
-        return _SampleLoss(math.log(odds[y]), [1 / o - (i == y) for i, o in enumerate(odds)])
+        wanted = [(1 - smoothing) * (i == y) + smoothing / k for i in range(k)]
+        value = sum(q * math.log(o) for q, o in zip(wanted, odds, strict=True))
+        return _SampleLoss(value, [1 / o - q for q, o in zip(wanted, odds, strict=True)])
+    if name == "focal":
+        gamma = options.get("gamma", 2.0)
+        shares = [1 / sum(math.exp(other - z) for other in p) for z in p]
+        s = shares[y]
+        slope = gamma * (1 - s) ** (gamma - 1) * math.log(s) - (1 - s) ** gamma / s if s < 1 else 0.0
+        gradient = [slope * s * ((i == y) - share) for i, share in enumerate(shares)]
+        return _SampleLoss(-((1 - s) ** gamma) * math.log(s), gradient)
+    if name == "hinge":
+        rivals = [i for i in range(k) if i != y]
+        best = max(rivals, key=lambda i: (p[i], -i))
+        lack = 1 + p[best] - p[y]
+        return _SampleLoss(
+            max(0.0, lack), [(float(i == best) - float(i == y)) * float(lack > 0) for i in range(k)]
+        )
     raise KeyError(name)
+
+
+def _gaussian(means: Array, logs: Array, y: Any, floor: float) -> _SampleLoss:
+    variances = [math.exp(s) + floor for s in logs]
+    squares = [(m - t) ** 2 for m, t in zip(means, y, strict=True)]
+    value = sum(0.5 * (math.log(v) + d / v) for v, d in zip(variances, squares, strict=True))
+    of_means = [(m - t) / v for m, t, v in zip(means, y, variances, strict=True)]
+    of_variances = [0.5 * (1 / v - d / v**2) for v, d in zip(variances, squares, strict=True)]
+    return _SampleLoss(
+        value, of_means + [slope * math.exp(s) for slope, s in zip(of_variances, logs, strict=True)]
+    )
+
+
+def _binary_focal(z: float, t: float, gamma: float) -> tuple[float, float]:
+    s = _sigmoid(z)
+    value = -t * (1 - s) ** gamma * math.log(s) - (1 - t) * s**gamma * math.log(1 - s)
+    by_s = t * (gamma * (1 - s) ** (gamma - 1) * math.log(s) - (1 - s) ** gamma / s)
+    by_s += (1 - t) * (s**gamma / (1 - s) - gamma * s ** (gamma - 1) * math.log(1 - s))
+    return value, by_s * s * (1 - s)
 
 
 def _huber(d: float, delta: float) -> tuple[float, float]:

@@ -380,7 +380,7 @@ def test_zero_epochs_do_nothing(backend):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_trajectories_agree_with_the_reference(fast_backend, reference, loss, optimizer, weighted, dtype):
-    plan = make_plan((5, 17, 9, 3), "tanh", loss, optimizer, dtype, l2=0.01)
+    plan = make_plan((5, 17, 9, 4 if loss == "gaussian_nll" else 3), "tanh", loss, optimizer, dtype, l2=0.01)
     data = make_data(plan, 75)
     weight = data.weight if weighted else None
     engines = [make_engine(backend, plan) for backend in (fast_backend, reference)]
@@ -552,10 +552,11 @@ def test_every_optimizer_has_options_in_the_tests():
     assert OPTIMIZER_OPTIONS.keys() == OPTIMIZERS.keys()
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "focal", "hinge"])
 @pytest.mark.parametrize("position", [0, 1, 2])
 @pytest.mark.parametrize("widths", [(3, 3), (20, 40, 3), (100, 300, 300, 3)])
-def test_cross_entropy_of_nan_is_nan(backend, widths, position):
-    plan = make_plan(widths, loss="cross_entropy")
+def test_losses_of_nan_are_nan(backend, widths, position, loss):
+    plan = make_plan(widths, loss=loss)
     engine = make_engine(backend, plan)
     data = make_data(plan, 40)
     last = f"dense_{len(widths) - 2}.b"

@@ -10,12 +10,14 @@ TARGETS = {
     "values": RNG.normal(size=(6, 3)),
     "probabilities": RNG.random((6, 3)),
     "counts": RNG.poisson(2.0, (6, 3)),
+    "positive": RNG.gamma(2.0, size=(6, 3)),
+    "signs": RNG.choice([-1, 1], (6, 3)),
     "labels": RNG.integers(0, 3, 6),
 }
 
 
 def make(activation="tanh", loss="mse", **settings):
-    layers = [gs.Dense(5, activation), gs.Dense(3)]
+    layers = [gs.Dense(5, activation), gs.Dense(6 if loss == "gaussian_nll" else 3)]
     return gs.Network(layers, loss=loss, **{"backend": "numpy", **settings})
 
 

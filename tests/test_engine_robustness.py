@@ -160,7 +160,9 @@ class TestSignalHandlers:
         send(handler)
         result = train(engine, data, 1_000_000, learning_rate=1e-6)
         assert result.interrupted
-        assert answers == ["this network is at work: a signal handler cannot use it before that call returns"]
+        assert answers == [
+            "this network is at work: a signal handler or a loss cannot use it before that call returns"
+        ]
         engine.parameters()
 
     def test_what_a_handler_raises_comes_with_the_epochs_done(self, send):

@@ -11,6 +11,10 @@ TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
 SHAPES = [(1, 1), (3, 1), (3, 5, 2), (17, 33, 9, 3)]
 
 
+def _n_out(loss):
+    return 4 if LOSSES[loss].outputs_per_target == 2 else 2
+
+
 def _assert_close(actual, truth, dtype):
     scale = max(1.0, float(np.max(np.abs(truth))))
     np.testing.assert_allclose(actual, truth, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * scale)
@@ -37,7 +41,7 @@ def _check_against_oracle(backend, plan, rows, weighted, seed=0):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_oracle_agrees_with_finite_differences(activation, loss):
-    plan = make_plan((3, 4, 2), activation, loss, dtype="float64", l2=0.1)
+    plan = make_plan((3, 4, _n_out(loss)), activation, loss, dtype="float64", l2=0.1)
     data = make_data(plan, 5)
     network = make_oracle(plan, make_parameters(plan))
     dW, db, dX = network.gradients(data.X, data.y, data.weight)
@@ -51,7 +55,7 @@ def test_oracle_agrees_with_finite_differences(activation, loss):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradients_agree_with_finite_differences(backend, activation, loss):
-    plan = make_plan((3, 4, 2), activation, loss, dtype="float64", l2=0.1)
+    plan = make_plan((3, 4, _n_out(loss)), activation, loss, dtype="float64", l2=0.1)
     engine = make_engine(backend, plan)
     data = make_data(plan, 5)
     _, gradients, dX = engine.loss_and_gradients(data.X, data.y, data.weight, input_gradient=True)
@@ -74,7 +78,7 @@ def test_gradients_agree_with_finite_differences(backend, activation, loss):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradients_agree_with_the_oracle(backend, activation, loss, dtype):
-    plan = make_plan((3, 5, 4, 2), activation, loss, dtype=dtype, l2=0.1)
+    plan = make_plan((3, 5, 4, _n_out(loss)), activation, loss, dtype=dtype, l2=0.1)
     _check_against_oracle(backend, plan, rows=13, weighted=True)
 
 
@@ -95,6 +99,24 @@ def test_gradients_pass_through_the_output_activation(backend, activation, loss)
 @pytest.mark.parametrize("delta", [0.1, 2.5])
 def test_huber_uses_its_delta(backend, delta, dtype):
     plan = make_plan((3, 4, 2), "tanh", "huber", dtype=dtype, loss_options={"delta": delta})
+    _check_against_oracle(backend, plan, rows=20, weighted=True)
+
+
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [
+        ("cross_entropy", {"label_smoothing": 0.3}),
+        ("binary_cross_entropy", {"label_smoothing": 0.3}),
+        ("focal", {"gamma": 0.0}),
+        ("focal", {"gamma": 0.5}),
+        ("binary_focal", {"gamma": 0.0}),
+        ("binary_focal", {"gamma": 3.5}),
+        ("gaussian_nll", {"floor": 0.5}),
+    ],
+)
+@pytest.mark.parametrize("widths", [(3, 4, 4), (5, 40, 6), (5, 250, 220, 4)], ids=str)
+def test_losses_use_their_options(backend, loss, options, widths, dtype):
+    plan = make_plan(widths, "tanh", loss, dtype=dtype, loss_options=options)
     _check_against_oracle(backend, plan, rows=20, weighted=True)
 
 
@@ -160,8 +182,10 @@ def test_extreme_logits_give_finite_losses_and_gradients(backend, dtype):
     for loss, y in [
         ("binary_cross_entropy", np.array([[0.0], [1.0]], dtype)),
         ("cross_entropy", np.array([0, 1], np.int32)),
+        ("binary_focal", np.array([[0.0], [1.0]], dtype)),
+        ("focal", np.array([0, 1], np.int32)),
     ]:
-        plan = make_plan((1, 1 if loss == "binary_cross_entropy" else 2), loss=loss, dtype=dtype)
+        plan = make_plan((1, 1 if loss.startswith("binary") else 2), loss=loss, dtype=dtype)
         engine = backend.make_engine(plan)
         engine.set_parameters(
             {"dense_0.W": np.full((1, plan.n_out), 1.0, dtype) * np.arange(1, 1 + plan.n_out)}

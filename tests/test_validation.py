@@ -139,7 +139,7 @@ def test_bad_arguments_of_fit_are_one_sentence_and_change_nothing(net, new, argu
 BAD_LABELS = [
     ([0, 1, 3, 0], ValueError, r"labels in y must be 0 to 2, as the network has 3 outputs, but y\[2\] = 3"),
     ([0, 1, -1, 0], ValueError, r"labels in y must be 0 to 2.*y\[2\] = -1"),
-    ([0, 1.5, 1, 0], ValueError, r"y must hold integer labels for cross_entropy, but y\[1\] = 1.5"),
+    ([0, 1.5, 1, 0], ValueError, r"y must hold integer labels, but y\[1\] = 1.5"),
     ([0, 1, np.nan, 0], ValueError, r"y must be finite, but y\[2\] = nan"),
     (["a", "b", "c", "a"], TypeError, r"y must hold numbers, but y\[0\] = 'a' is a string"),
     (np.full((4, 3), 1 / 3), ValueError, r"must be one-hot \(a single 1, else 0\), but row 0 is \[0.333"),
@@ -391,11 +391,16 @@ def test_random_networks_train_on_random_data(
     batch,
     seed,
 ):
-    n_out = max(widths[-1], 2) if loss == "cross_entropy" else widths[-1]
+    kind, per_target = LOSSES[loss].targets, LOSSES[loss].outputs_per_target
+    n_out = max(widths[-1], 2) if kind == "labels" else per_target * widths[-1]
     layers = [gs.Dense(units, activation) for units in widths[1:-1]] + [gs.Dense(n_out)]
     rng = np.random.default_rng(seed)
     values = rng.integers(0, 2 if given_dtype == "bool" else 5, (rows, widths[0])).astype(given_dtype)
-    targets = {"cross_entropy": rng.integers(0, n_out, rows)}.get(loss, rng.integers(0, 2, (rows, n_out)))
+    targets = rng.integers(0, 2, (rows, n_out // per_target))
+    if kind == "labels":
+        targets = rng.integers(0, n_out, rows)
+    elif kind == "positive":
+        targets += 1
     weight = rng.uniform(0.5, 2.0, rows) if weighted else None
     data = _arrange(values.copy(), layout, tmp_path_factory.getbasetemp())
     y = targets.copy()

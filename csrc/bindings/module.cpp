@@ -50,7 +50,8 @@ constexpr Option kOptimizerOptions[] = {
     {"momentum_decay", &Plan::momentum_decay},
     {"decay", &Plan::beta2},
 };
-constexpr const char* kLossOptions[] = {"delta", "quantile"};  // of different losses, one an output
+constexpr const char* kLossOptions[] = {"delta", "quantile", "floor", "label_smoothing",
+                                        "gamma"};  // of different losses
 
 template <int N>
 void set_options(Plan& plan, const Option (&known)[N], const Options& given) {
@@ -121,6 +122,32 @@ public:
 private:
     std::optional<py::error_already_set> raised_;
 };
+
+// What Python raised; anything else goes on its way.
+py::object exception_of(const std::exception_ptr& error) {
+    try {
+        std::rethrow_exception(error);
+    } catch (const py::error_already_set& raised) {
+        if (raised.trace()) PyException_SetTraceback(raised.value().ptr(), raised.trace().ptr());
+        return raised.value();
+    }
+}
+
+// A custom loss: calls function(rows of the data, outputs), which gives the mean loss and its gradient.
+template <class T>
+double call_loss(void* function, const Batch<T>& batch, int64_t width, const T* outputs, T* gradient) {
+    const py::gil_scoped_acquire gil;
+    const std::vector<py::ssize_t> shape{batch.rows, width};
+    py::array_t<int64_t> rows(batch.rows);
+    int64_t* number = rows.mutable_data();
+    for (int64_t r = 0; r < batch.rows; ++r) number[r] = batch.row(r);
+    const py::object result = py::handle(static_cast<PyObject*>(function))(rows, py::array_t<T>(shape, outputs));
+    const auto [loss, slopes] = result.cast<std::pair<double, Matrix<T>>>();
+    require(slopes.ndim() == 2 && slopes.shape(0) == shape[0] && slopes.shape(1) == shape[1],
+            "the gradient must be (rows, n_out)");
+    std::copy_n(slopes.data(), slopes.size(), gradient);
+    return loss;
+}
 
 // An engine, the lock that lets one Python thread at a time use it, and conversions. Values were validated in
 // Python; types and shapes are checked again, because a slip would read beyond an array.
@@ -224,7 +251,8 @@ public:
         const py::object losses = py::cast(result.losses);
         // A signal since the engine last looked would raise as soon as this returns, and the result be lost.
         result.interrupted = signals.check()() || result.interrupted;
-        return py::make_tuple(losses, result.interrupted, result.diverged, result.restored, signals.unusual());
+        const py::object raised = result.raised ? exception_of(result.raised) : signals.unusual();
+        return py::make_tuple(losses, result.interrupted || result.raised, result.diverged, result.restored, raised);
     }
 
     bool takes_sparse() const { return engine_.takes_sparse(); }
@@ -249,7 +277,8 @@ public:
         {
             const Busy busy(*this);
             engine_.start_profile(num_threads());
-            engine_.train(data, options, signals.check());
+            const TrainResult result = engine_.train(data, options, signals.check());
+            if (result.raised) std::rethrow_exception(result.raised);
             shares = engine_.profile();
             engine_.start_profile(0);
         }
@@ -295,7 +324,7 @@ private:
         }
         if (owner_ == std::this_thread::get_id())
             throw std::runtime_error(
-                "this network is at work: a signal handler cannot use it before that call returns");
+                "this network is at work: a signal handler or a loss cannot use it before that call returns");
         return *mutex_;
     }
 
@@ -373,11 +402,14 @@ private:
             const auto labels = py::reinterpret_borrow<Matrix<int32_t>>(y);
             require(labels.ndim() == 1 && labels.shape(0) == data.n, "y must be (n,)");
             data.labels = labels.data();
+        } else if (engine_.plan().custom_loss()) {
+            require(PyCallable_Check(y.ptr()), "y must be a function of row numbers and outputs");
+            data.custom = {&call_loss<T>, y.ptr()};
         } else {
             require(py::isinstance<Matrix<T>>(y), "y must have the engine's dtype and be C-contiguous");
             const auto targets = py::reinterpret_borrow<Matrix<T>>(y);
-            require(targets.ndim() == 2 && targets.shape(0) == data.n && targets.shape(1) == engine_.plan().n_out(),
-                    "y must be (n, n_out)");
+            require(targets.ndim() == 2 && targets.shape(0) == data.n && targets.shape(1) == engine_.targets(),
+                    "y must be (n, targets)");
             data.y = targets.data();
         }
     }

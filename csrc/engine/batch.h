@@ -16,11 +16,22 @@ struct Csr {
 };
 
 template <class T>
+struct Batch;
+
+// The mean loss of a batch whose outputs are (rows, width); writes its gradient with respect to them. May throw.
+template <class T>
+struct CustomLoss {
+    double (*compute)(void* context, const Batch<T>& batch, int64_t width, const T* outputs, T* gradient) = nullptr;
+    void* context = nullptr;
+};
+
+template <class T>
 struct Data {
     const T* x = nullptr;  // (n, n_in); null where the rows are sparse
     Csr<T> sparse;
-    const T* y = nullptr;             // (n, n_out), or
-    const int32_t* labels = nullptr;  // (n,)
+    const T* y = nullptr;             // (n, targets), or
+    const int32_t* labels = nullptr;  // (n,), or
+    CustomLoss<T> custom;             // which knows its targets
     const T* weight = nullptr;        // (n,) or null
     int64_t n = 0;
     const T* shift = nullptr;  // (x - shift) * scale per column, padded; null: x as it is
@@ -67,7 +78,7 @@ void gather_targets(const Net<T>& net, const Batch<T>& b, T* y, T* weight, ptrdi
         for (int64_t r = 0; r < b.rows; ++r) y[r] = static_cast<T>(b.data->labels[b.row(r)]);
         std::fill(y + b.rows, y + lanes, T(0));
     } else {
-        net.kernels().gather_lanes(gather_of(b, b.data->y, net.plan().n_out(), y, stride));
+        net.kernels().gather_lanes(gather_of(b, b.data->y, net.targets(), y, stride));
     }
     if (b.data->weight)
         for (int64_t r = 0; r < b.rows; ++r) weight[r] = b.data->weight[b.row(r)];

@@ -28,7 +28,7 @@ constexpr int64_t kRowwiseBytes = 768 * 1024;
 
 template <class T>
 std::unique_ptr<PanelStep<T>> make_panel_step(const PanelNet<T>& net, Profile& profile) {
-    if (net.plan().weights() * static_cast<int64_t>(sizeof(T)) <= kRowwiseBytes)
+    if (net.plan().weights() * static_cast<int64_t>(sizeof(T)) <= kRowwiseBytes && !net.plan().custom_loss())
         return std::make_unique<RowwiseStep<T>>(net, profile);
     return std::make_unique<LayeredStep<T>>(net, profile);
 }
@@ -58,7 +58,7 @@ Engine<T>::Engine(const Plan& plan, const KernelTable& table)
         remembered_ = remembers ? take.template take<T>(n * arrays) : nullptr;
     });
     one_slice_ = static_cast<ptrdiff_t>(n) <= kLeastUpdateSlice && plan.l2 == 0 && plan.weight_decay == 0;
-    if (fits_cache<T>(plan))
+    if (fits_cache<T>(plan) && !plan.custom_loss())
         chunked_ = std::make_unique<ChunkedGradient<T>>(*net_, profile_);
     else
         panel_step_ = make_panel_step(dynamic_cast<const PanelNet<T>&>(*net_), profile_);
@@ -99,6 +99,7 @@ typename Engine<T>::Scales Engine<T>::scales(const Batch<T>& b) const {
     const double weight = b.weight_sum();
     const double outputs = net_->loss().mean_over_outputs ? static_cast<double>(plan_.n_out()) : 1.0;
     const double l2 = !plan_.l2_per_batch ? plan_.l2 : weight > 0 ? plan_.l2 / weight : 0.0;
+    if (plan_.custom_loss()) return {weight, 1.0, l2};
     return {weight, weight > 0 ? 1 / (weight * outputs) : 0.0, l2};
 }
 
@@ -108,7 +109,7 @@ void Engine<T>::prepare(int64_t rows, int threads, bool sparse) {
         chunked_->prepare(rows, threads);
     else
         panel_step_->prepare(rows, threads, sparse);
-    if (panel_step_ && rows > PanelStep<T>::kMostRows) gradient_in_memory();
+    if (panel_step_ && rows > panel_step_->most_rows()) gradient_in_memory();
 }
 
 template <class T>
@@ -167,8 +168,9 @@ T* Engine<T>::gradient_in_memory() {
 template <class T>
 double Engine<T>::accumulate_passes(const Batch<T>& b, T scale, int threads, const DropStep& drop, T* dx) {
     double loss = 0;
-    for (int64_t r = 0; r < b.rows; r += PanelStep<T>::kMostRows) {
-        const Batch<T> part = b.part(r, std::min(r + PanelStep<T>::kMostRows, b.rows));
+    const int64_t most = panel_step_->most_rows();
+    for (int64_t r = 0; r < b.rows; r += most) {
+        const Batch<T> part = b.part(r, std::min(r + most, b.rows));
         panel_step_->set_dropout(drop.at(r));
         loss += panel_step_->forward(part, update_.theta, scale, threads, dx != nullptr);
         panel_step_->backward(part.rows, update_.theta, {gradient_in_memory(), r > 0, nullptr}, threads, dx != nullptr);
@@ -198,7 +200,7 @@ double Engine<T>::step_batch(const Batch<T>& b, const Scales& s, double learning
         begin_update(s, learning_rate);
         return apply(chunked_->gradient(), chunked_->part_stride(), chunked_->parts(), threads) ? loss : undo_update();
     }
-    const bool fused = b.rows <= PanelStep<T>::kMostRows;
+    const bool fused = b.rows <= panel_step_->most_rows();
     const DropStep drop = drop_step();
     if (fused) panel_step_->set_dropout(drop);
     double loss = fused ? panel_step_->forward(b, update_.theta, scale, threads, false)
@@ -260,7 +262,7 @@ Data<T> Engine<T>::part_of(const Data<T>& data, int64_t first, int64_t rows) con
     Data<T> part = data;
     part.n = rows;
     part.x += first * plan_.n_in();
-    if (part.y) part.y += first * plan_.n_out();
+    if (part.y) part.y += first * net_->targets();
     if (part.labels) part.labels += first;
     if (part.weight) part.weight += first;
     return part;
@@ -387,14 +389,18 @@ TrainResult Engine<T>::train(Data<T> data, const TrainOptions& options, const st
     const int64_t steps = (rows + options.batch_size - 1) / options.batch_size;
     const int64_t interval = remembered_ ? std::max<int64_t>(1, kCheckpointSteps / steps) : options.epochs;
     result.diverged = !checked_ && !remember(false);
-    if (!result.diverged && !run_epochs(data, options, interval, threads, interrupts, result)) {
-        result.diverged = true;
-        restore();
-        if (remembered_ && static_cast<int64_t>(result.losses.size()) > remembered_epochs_) {
-            result.losses.resize(static_cast<std::size_t>(remembered_epochs_));
-            run_epochs(data, options, 1, threads, interrupts, result);
+    try {
+        if (!result.diverged && !run_epochs(data, options, interval, threads, interrupts, result)) {
+            result.diverged = true;
             restore();
+            if (remembered_ && static_cast<int64_t>(result.losses.size()) > remembered_epochs_) {
+                result.losses.resize(static_cast<std::size_t>(remembered_epochs_));
+                run_epochs(data, options, 1, threads, interrupts, result);
+                restore();
+            }
         }
+    } catch (...) {
+        result.raised = std::current_exception();
     }
     result.restored = remembered_ || !result.diverged;
     if (chunked_) chunked_->forget_inputs();

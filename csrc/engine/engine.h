@@ -1,5 +1,6 @@
 // A compiled plan with its parameters and optimizer state: what the bindings hold.
 #pragma once
+#include <exception>
 #include <functional>
 #include <memory>
 #include <string>
@@ -32,6 +33,7 @@ struct TrainOptions {
 
 struct TrainResult {
     std::vector<double> losses;  // of the completed epochs
+    std::exception_ptr raised;   // by a custom loss: training stopped before that update
     bool interrupted = false, diverged = false;
     bool restored = true;  // after divergence: to the last good epoch; else parameters are the last finite ones
 };
@@ -57,6 +59,7 @@ public:
     // Whether train, step and loss_and_gradients take sparse rows: where they are worth a way of their own.
     bool takes_sparse() const { return panel_step_ != nullptr; }
     bool takes_labels() const { return net_->loss().takes_labels; }
+    int64_t targets() const { return net_->targets(); }
 
     // Linked outputs into out if not null; the mean loss if data has targets. Ends early when should_stop says so.
     double predict(Data<T> data, T* out, const std::function<bool()>& should_stop);
@@ -73,7 +76,7 @@ public:
 
 private:
     struct Scales {
-        double weight_sum, loss;  // loss: 1 / (weight sum * outputs), 0 without weight
+        double weight_sum, loss;  // loss: 1 / (weight sum * outputs), 0 without weight; 1 of a custom loss
         double l2;
     };
     void transform(Data<T>& data) const;

@@ -103,6 +103,12 @@ private:
     }
 
     double loss(const Batch<T>& b, T scale, int threads) {
+        if (net_.plan().custom_loss()) {
+            Laps* laps = this->profile_.begin(0);
+            const double mean = this->custom_loss(b, this->worker_of(0));
+            end_phase(laps, Phase::loss);
+            return mean;
+        }
         threads = this->threads_for(64 * b.rows * net_.plan().n_out(), threads);
         parallel_for(this->loss_blocks(b.rows), threads, [&](int t, int worker) {
             Laps* laps = this->profile_.begin(worker);

@@ -6,8 +6,16 @@
 namespace gradstep {
 
 template <class T>
+constexpr Loss<T> kCustom = {kCustomLoss, false, false, 1, nullptr, nullptr};
+
+template <class T>
+const Loss<T>& loss_of(const Kernels<T>& kernels, const Plan& plan) {
+    return plan.custom_loss() ? kCustom<T> : find(kernels.losses, kernels.n_losses, plan.loss);
+}
+
+template <class T>
 Net<T>::Net(const Kernels<T>& kernels, const Plan& plan)
-    : k_(kernels), plan_(plan), loss_(find(kernels.losses, kernels.n_losses, plan.loss)) {
+    : k_(kernels), plan_(plan), loss_(loss_of(kernels, plan)), targets_(plan.n_out() / loss_.outputs_per_target) {
     for (const DensePlan& layer : plan.layers)
         activations_.push_back(&find(kernels.activations, kernels.n_activations, layer.activation));
     for (const double option : plan.loss_option) loss_option_.push_back(static_cast<T>(option));
@@ -31,6 +39,7 @@ bool prefers_narrow(const Kernels<T>& kernels, const Plan& plan) {
 
 template <class T>
 std::unique_ptr<Net<T>> make_net(const Kernels<T>& kernels, const Plan& plan) {
+    if (plan.custom_loss()) return std::make_unique<PanelNet<T>>(kernels, plan, 2);
     // Dropout is for panels. Samples in lanes win while a panel of one vector would be mostly padding and the vectors
     // of partial sums, one a weight, are few.
     const bool narrow = plan.widest() <= 16 || (plan.widest() <= 32 && plan.weights() <= 1024);

@@ -112,8 +112,9 @@ public:
         const ptrdiff_t lanes = k_.lanes;
         return (rows + lanes - 1) & -lanes;
     }
-    // Rows of targets in lanes: one a label, else one an output.
-    ptrdiff_t y_rows() const { return loss_.takes_labels ? 1 : whole_lanes(plan_.n_out()); }
+    ptrdiff_t targets() const { return targets_; }  // columns of y that are not labels
+    // Rows of targets in lanes.
+    ptrdiff_t y_rows() const { return loss_.takes_labels ? 1 : whole_lanes(targets_); }
 
 protected:
     const Activation<T>& activation(std::size_t layer) const { return *activations_[layer]; }
@@ -122,6 +123,7 @@ protected:
     const Kernels<T>& k_;
     const Plan plan_;
     const Loss<T>& loss_;
+    const ptrdiff_t targets_;
     std::vector<T> loss_option_;
     std::vector<const Activation<T>*> activations_;
     ParameterLayout layout_;

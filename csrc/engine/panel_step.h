@@ -14,11 +14,11 @@ class PanelStep {
 public:
     virtual ~PanelStep() = default;
 
-    // Rows that one pass takes; larger batches take several.
-    static constexpr int64_t kMostRows = 4096;
+    // Rows that one pass takes; larger batches take several, but where the loss wants to see them whole.
+    int64_t most_rows() const { return net_.plan().custom_loss() ? kAllRows : kMostRows; }
 
     void prepare(int64_t rows, int threads, bool sparse) {
-        const ptrdiff_t capacity = net_.whole_lanes(std::min(rows, kMostRows));
+        const ptrdiff_t capacity = net_.whole_lanes(std::min(rows, most_rows()));
         const auto workers = static_cast<std::size_t>(threads);
         if (capacity <= capacity_ && workers <= workers_.size() && (sparse || x_)) return;
         const ptrdiff_t most = std::max(capacity, capacity_);
@@ -44,7 +44,7 @@ public:
     // The outputs that the steps to come drop.
     void set_dropout(const DropStep& drop) { ws_.drop = drop; }
 
-    // Gathers up to kMostRows rows and runs them forward; returns the sum of weight * loss and leaves the errors of
+    // Gathers up to most_rows() rows and runs them forward; returns the sum of weight * loss and leaves the errors of
     // the outputs. The caller says whether backward will be asked for the gradient of the inputs.
     virtual double forward(const Batch<T>& b, const T* theta, T scale, int threads, bool input_gradient) = 0;
 
@@ -97,6 +97,31 @@ protected:
         net_.output_error(ws_, w.delta, loss_rows_, from, to);
     }
 
+    // The mean loss of all rows, from the caller.
+    double custom_loss(const Batch<T>& b, const Worker& w) {
+        const ptrdiff_t width = net_.plan().n_out();
+        outputs_.resize(static_cast<std::size_t>(b.rows * width));
+        gradient_.resize(outputs_.size());
+        for (int64_t from = 0; from < b.rows; from += loss_rows_) {
+            const int64_t rows = std::min<int64_t>(loss_rows_, b.rows - from);
+            net_.outputs_to_lanes(ws_, from, from + rows, w.z, loss_rows_);
+            T* to = outputs_.data() + from * width;
+            for (int64_t r = 0; r < rows; ++r)
+                for (ptrdiff_t o = 0; o < width; ++o) to[r * width + o] = w.z[o * loss_rows_ + r];
+        }
+        const CustomLoss<T>& custom = b.data->custom;
+        const double loss = custom.compute(custom.context, b, width, outputs_.data(), gradient_.data());
+        for (int64_t from = 0; from < b.rows; from += loss_rows_) {
+            const int64_t rows = std::min<int64_t>(loss_rows_, b.rows - from);
+            const T* gradient = gradient_.data() + from * width;
+            for (ptrdiff_t o = 0; o < width; ++o)
+                for (int64_t r = 0; r < loss_rows_; ++r)
+                    w.delta[o * loss_rows_ + r] = r < rows ? gradient[r * width + o] : T(0);
+            net_.output_error(ws_, w.delta, loss_rows_, from, from + rows);
+        }
+        return loss;
+    }
+
     double sum_of_losses(int64_t rows) const {
         double sum = 0;
         for (int t = 0; t < loss_blocks(rows); ++t) sum += losses_[static_cast<std::size_t>(t)];
@@ -110,6 +135,7 @@ protected:
     T* x_ = nullptr;
 
 private:
+    static constexpr int64_t kMostRows = 4096, kAllRows = int64_t{1} << 40;
     static constexpr int64_t kLossBytes = 128 * 1024;
     static constexpr int64_t kSharedWork = 1'000'000;  // operations of a phase that is worth a second thread
 
@@ -118,6 +144,7 @@ private:
     Arena arena_;
     std::vector<Worker> workers_;
     std::vector<double> losses_;
+    std::vector<T> outputs_, gradient_;  // of a custom loss, (rows, n_out)
 };
 
 }  // namespace gradstep

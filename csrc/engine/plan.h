@@ -12,9 +12,12 @@ struct DensePlan {
     double dropout = 0;  // share of the outputs that an update drops
 };
 
+// The caller computes the loss and its gradient, batch by batch.
+inline constexpr const char* kCustomLoss = "custom";
+
 struct Plan {
     std::vector<DensePlan> layers;
-    std::string loss;
+    std::string loss;                 // a kernel's name, or kCustomLoss
     std::vector<double> loss_option;  // one an output, or none
     std::string optimizer;
     double momentum = 0, nesterov = 0, beta1 = 0, beta2 = 0, epsilon = 0, weight_decay = 0;
@@ -37,6 +40,7 @@ struct Plan {
         for (std::size_t l = 0; l < layers.size(); ++l) sum += layers[l].n_in * layers[l].n_out * (l ? 3 : 2);
         return sum;
     }
+    bool custom_loss() const { return loss == kCustomLoss; }
     bool drops() const {
         for (const DensePlan& layer : layers)
             if (layer.dropout > 0) return true;

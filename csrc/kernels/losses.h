@@ -62,13 +62,48 @@ struct PoissonDeviance {
     }
 };
 
-// -y log p - (1 - y) log(1 - p) for p = sigmoid(z), from z: max(z, 0) - z y + log(1 + exp(-|z|))
-struct BinaryCrossEntropy {
+// Half the deviance of positive y with the mean exp(z): z - log(y) + y exp(-z) - 1
+struct GammaDeviance {
     template <class T>
     static ValueAndSlope<T> at(Vec<T> z, Vec<T> y, T) {
+        const Vec<T> ratio = y * exp<T>(-z);
+        return {z - log<T>(y) + ratio - T(1), T(1) - ratio};
+    }
+};
+
+// -y log p - (1 - y) log(1 - p) for p = sigmoid(z), from z: max(z, 0) - z y + log(1 + exp(-|z|)); y moves towards
+// 1/2 by the option
+struct BinaryCrossEntropy {
+    template <class T>
+    static ValueAndSlope<T> at(Vec<T> z, Vec<T> target, T smoothing) {
+        const Vec<T> y = target + smoothing * (T(0.5) - target);
         const Vec<T> e = exp<T>(-absolute<T>(z));
         const Vec<T> p = (z < T(0) ? e : splat(T(1))) / (e + T(1));
         return {maximum(z, Vec<T>{}) - z * y + log1p_unit<T>(e), p - y};
+    }
+};
+
+// Lin et al. 2017: -y q^gamma log p - (1 - y) p^gamma log q for p = sigmoid(z) and q = 1 - p. The logarithms are
+// softplus of -z and z, and the powers follow from them.
+struct BinaryFocal {
+    template <class T>
+    static ValueAndSlope<T> at(Vec<T> z, Vec<T> y, T gamma) {
+        const Vec<T> e = exp<T>(-absolute<T>(z));
+        const Vec<T> tail = log1p_unit<T>(e), inverse = T(1) / (e + T(1));
+        const Vec<T> log_p = minimum(z, Vec<T>{}) - tail, log_q = minimum(-z, Vec<T>{}) - tail;
+        const Vec<T> p = (z < T(0) ? e : splat(T(1))) * inverse, q = (z < T(0) ? splat(T(1)) : e) * inverse;
+        const Vec<T> of_one = y * exp<T>(gamma * log_q), of_zero = (T(1) - y) * exp<T>(gamma * log_p);
+        return {-of_one * log_p - of_zero * log_q,
+                of_zero * (p - gamma * q * log_q) - of_one * (q - gamma * p * log_p)};
+    }
+};
+
+// max(0, 1 - y z) for y = -1 or 1, slope 0 where the margin is 1
+struct BinaryHinge {
+    template <class T>
+    static ValueAndSlope<T> at(Vec<T> z, Vec<T> y, T) {
+        const Vec<T> lack = T(1) - y * z;
+        return {maximum(lack, Vec<T>{}), lack > T(0) ? -y : Vec<T>{}};
     }
 };
 
@@ -118,10 +153,12 @@ inline Vec<T> largest_output(const LossBatch<T>& s, ptrdiff_t b) {
     return most;
 }
 
-// log(sum exp z) - z[y], with the largest output taken out first; delta = softmax(z) - onehot(y)
+// log(sum exp z) - sum q z, with the largest output taken out first; delta = softmax(z) - q. q is one at the label,
+// less the option, which all outputs share.
 template <class T>
 double cross_entropy(const LossBatch<T>& batch) noexcept {
     const LossBatch<T> s = batch;
+    const Vec<T> off = splat(s.option[0] / static_cast<T>(s.outputs)), on = off + (T(1) - s.option[0]);
     Vec<T> total{};
     for (ptrdiff_t b = 0; b < s.lanes; b += kLanes<T>) {
         const Vec<T> w = load(s.weight + b), label = load(s.y + b), most = largest_output(s, b);
@@ -130,7 +167,7 @@ double cross_entropy(const LossBatch<T>& batch) noexcept {
             const Vec<T> z = load(s.z + o * s.stride + b) - most;
             const Vec<T> e = exp<T>(z);
             sum += e;
-            chosen = label == T(o) ? z : chosen;
+            chosen += (label == T(o) ? on : off) * z;
             if (s.delta) store(s.delta + o * s.stride + b, e);
         }
         total += weighted<T>(w, log<T>(sum) - chosen);
@@ -138,11 +175,111 @@ double cross_entropy(const LossBatch<T>& batch) noexcept {
         const Vec<T> inverse = T(1) / sum;
         for (ptrdiff_t o = 0; o < s.outputs; ++o) {
             T* at = s.delta + o * s.stride + b;
-            const Vec<T> hit = label == T(o) ? splat(T(1)) : Vec<T>{};
-            store(at, weighted<T>(w, load(at) * inverse - hit) * s.scale);
+            store(at, weighted<T>(w, load(at) * inverse - (label == T(o) ? on : off)) * s.scale);
         }
     }
     return static_cast<double>(sum_lanes<T>(total));
+}
+
+// Lin et al. 2017: -u^gamma log p for the label's softmax p and u = 1 - p, which is summed up from the other outputs.
+// delta is -g at the label, and shares g among the others, for g = u^gamma (u - gamma p log p).
+template <class T>
+double focal(const LossBatch<T>& batch) noexcept {
+    const LossBatch<T> s = batch;
+    const Vec<T> least = splat(Constants<T>::kSmallestNormal);
+    Vec<T> total{};
+    for (ptrdiff_t b = 0; b < s.lanes; b += kLanes<T>) {
+        const Vec<T> w = load(s.weight + b), label = load(s.y + b), most = largest_output(s, b);
+        Vec<T> others{}, mine{}, chosen{};
+        for (ptrdiff_t o = 0; o < s.outputs; ++o) {
+            const Vec<T> z = load(s.z + o * s.stride + b) - most;
+            const Vec<T> e = exp<T>(z);
+            others += label == T(o) ? Vec<T>{} : e;
+            mine = label == T(o) ? e : mine;
+            chosen = label == T(o) ? z : chosen;
+            if (s.delta) store(s.delta + o * s.stride + b, e);
+        }
+        const Vec<T> sum = others + mine, p = mine / sum, u = others / sum;
+        // The logarithm of a p near 1 is as accurate as u.
+        const Vec<T> cost = others <= mine ? log1p_unit<T>(others / mine) : log<T>(sum) - chosen;
+        const Vec<T> power = exp<T>(s.option[0] * log<T>(maximum(u, least)));
+        total += weighted<T>(w, power * cost);
+        if (!s.delta) continue;
+        const Vec<T> slope = power * (u + s.option[0] * p * cost), share = slope / maximum(others, least);
+        for (ptrdiff_t o = 0; o < s.outputs; ++o) {
+            T* at = s.delta + o * s.stride + b;
+            store(at, weighted<T>(w, label == T(o) ? -slope : share * load(at)) * s.scale);
+        }
+    }
+    return static_cast<double>(sum_lanes<T>(total));
+}
+
+// Crammer and Singer 2001: max(0, 1 + the best other output - the label's), of equally good others the first. Slope 0
+// where the margin is 1.
+template <class T>
+double hinge(const LossBatch<T>& batch) noexcept {
+    const LossBatch<T> s = batch;
+    Vec<T> total{};
+    for (ptrdiff_t b = 0; b < s.lanes; b += kLanes<T>) {
+        const Vec<T> w = load(s.weight + b), label = load(s.y + b);
+        Vec<T> mine{}, best = splat(-T(__builtin_inf())), number{}, bad{};
+        for (ptrdiff_t o = 0; o < s.outputs; ++o) {
+            const Vec<T> z = load(s.z + o * s.stride + b), rival = label == T(o) ? splat(-T(__builtin_inf())) : z;
+            bad += z - z;  // NaN, which comparisons lose
+            mine = label == T(o) ? z : mine;
+            number = rival > best ? splat(T(o)) : number;
+            best = maximum(best, rival);
+        }
+        const Vec<T> lack = T(1) + (best - mine) + bad;
+        total += weighted<T>(w, maximum(lack, Vec<T>{}));
+        if (!s.delta) continue;
+        const Vec<T> slope = lack > T(0) ? w * s.scale : Vec<T>{};
+        for (ptrdiff_t o = 0; o < s.outputs; ++o)
+            store(s.delta + o * s.stride + b, label == T(o) ? -slope : number == T(o) ? slope : Vec<T>{});
+    }
+    return static_cast<double>(sum_lanes<T>(total));
+}
+
+// A variance from its logarithm before the floor was added: log(exp(z) + floor).
+template <class T>
+inline Vec<T> log_variance(Vec<T> z, Vec<T> log_floor) {
+    return maximum(z, log_floor) + log1p_unit<T>(exp<T>(-absolute<T>(z - log_floor)));
+}
+
+// Means in the first half of the outputs, logarithms of variances in the second: (log v + (m - y)^2 / v) / 2 for
+// v = exp(z) + the option
+template <class T>
+double gaussian_nll(const LossBatch<T>& batch) noexcept {
+    const LossBatch<T> s = batch;
+    const ptrdiff_t targets = s.outputs / 2;
+    const Vec<T> log_floor = log<T>(splat(s.option[0]));
+    double total = 0;
+    for (ptrdiff_t t = 0; t < targets; ++t) {
+        Vec<T> sum{};
+        for (ptrdiff_t b = 0; b < s.lanes; b += kLanes<T>) {
+            const ptrdiff_t at = t * s.stride + b, second = at + targets * s.stride;
+            const Vec<T> w = load(s.weight + b), z = load(s.z + second), d = load(s.z + at) - load(s.y + at);
+            const Vec<T> log_v = log_variance<T>(z, log_floor), precision = exp<T>(-log_v), square = d * d * precision;
+            sum += weighted<T>(w, T(0.5) * (log_v + square));
+            if (!s.delta) continue;
+            const Vec<T> slope = T(0.5) * (T(1) - square) * sigmoid<T>(z - log_floor);
+            store(s.delta + at, weighted<T>(w, d * precision) * s.scale);
+            store(s.delta + second, weighted<T>(w, slope) * s.scale);
+        }
+        total += static_cast<double>(sum_lanes<T>(sum));
+    }
+    return total;
+}
+
+// Means and variances.
+template <class T>
+void gaussian_link(const LossBatch<T>& batch) noexcept {
+    const LossBatch<T> s = batch;
+    for (ptrdiff_t o = 0; o < s.outputs; ++o)
+        for (ptrdiff_t b = 0; b < s.lanes; b += kLanes<T>) {
+            const Vec<T> z = load(s.z + o * s.stride + b);
+            store(s.link + o * s.stride + b, o < s.outputs / 2 ? z : exp<T>(z) + s.option[0]);
+        }
 }
 
 template <class T>
@@ -166,14 +303,20 @@ void softmax_link(const LossBatch<T>& batch) noexcept {
 
 template <class T>
 constexpr gradstep::Loss<T> kLosses[] = {
-    // name, takes labels, mean over outputs, value, link
-    {"mse", false, true, &elementwise_loss<T, SquaredError>, nullptr},
-    {"mae", false, true, &elementwise_loss<T, AbsoluteError>, nullptr},
-    {"huber", false, true, &elementwise_loss<T, HuberError>, nullptr},
-    {"quantile", false, true, &elementwise_loss<T, QuantileError>, nullptr},
-    {"poisson", false, false, &elementwise_loss<T, PoissonDeviance>, &exp_link<T>},
-    {"binary_cross_entropy", false, false, &elementwise_loss<T, BinaryCrossEntropy>, &sigmoid_link<T>},
-    {"cross_entropy", true, false, &cross_entropy<T>, &softmax_link<T>},
+    // name, takes labels, mean over outputs, outputs a target, value, link
+    {"mse", false, true, 1, &elementwise_loss<T, SquaredError>, nullptr},
+    {"mae", false, true, 1, &elementwise_loss<T, AbsoluteError>, nullptr},
+    {"huber", false, true, 1, &elementwise_loss<T, HuberError>, nullptr},
+    {"quantile", false, true, 1, &elementwise_loss<T, QuantileError>, nullptr},
+    {"poisson", false, false, 1, &elementwise_loss<T, PoissonDeviance>, &exp_link<T>},
+    {"gamma", false, false, 1, &elementwise_loss<T, GammaDeviance>, &exp_link<T>},
+    {"gaussian_nll", false, false, 2, &gaussian_nll<T>, &gaussian_link<T>},
+    {"binary_cross_entropy", false, false, 1, &elementwise_loss<T, BinaryCrossEntropy>, &sigmoid_link<T>},
+    {"binary_focal", false, false, 1, &elementwise_loss<T, BinaryFocal>, &sigmoid_link<T>},
+    {"binary_hinge", false, false, 1, &elementwise_loss<T, BinaryHinge>, nullptr},
+    {"cross_entropy", true, false, 1, &cross_entropy<T>, &softmax_link<T>},
+    {"focal", true, false, 1, &focal<T>, &softmax_link<T>},
+    {"hinge", true, false, 1, &hinge<T>, nullptr},
 };
 
 }  // namespace

@@ -60,7 +60,7 @@ struct Activation {
 template <class T>
 struct LossBatch {
     const T* z;       // [outputs][stride]: outputs before the link
-    const T* y;       // [outputs][stride], or [1][stride] class numbers
+    const T* y;       // [targets][stride], or [1][stride] class numbers
     const T* weight;  // [lanes]; 0 in lanes beyond the last sample
     T* delta;         // [outputs][stride]: scale * weight * dloss/dz; may be null
     T* link;          // [outputs][stride]: predictions, only for `link`; may be z itself
@@ -74,6 +74,7 @@ struct Loss {
     const char* name;
     bool takes_labels;  // y holds class numbers
     bool mean_over_outputs;
+    int outputs_per_target;
     double (*value)(const LossBatch<T>&) noexcept;  // sum of weight * loss; writes delta if not null
     void (*link)(const LossBatch<T>&) noexcept;     // null: predictions are the outputs themselves
 };

@@ -8,7 +8,17 @@ from gradstep.callbacks import Callback, EarlyStopping, ReduceOnPlateau, TimeBud
 from gradstep.history import History
 from gradstep.info import Info, info
 from gradstep.layers import Dense, Dropout, Input
-from gradstep.losses import Huber, Loss, Quantile
+from gradstep.losses import (
+    BinaryCrossEntropy,
+    BinaryFocal,
+    CrossEntropy,
+    CustomLoss,
+    Focal,
+    GaussianNLL,
+    Huber,
+    Loss,
+    Quantile,
+)
 from gradstep.network import Network
 from gradstep.optimizers import (
     SGD,
@@ -50,15 +60,21 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "BinaryCrossEntropy",
+    "BinaryFocal",
     "CSVLog",
     "Callback",
     "Checkpoint",
     "Cosine",
+    "CrossEntropy",
+    "CustomLoss",
     "Dense",
     "DivergenceError",
     "Dropout",
     "EarlyStopping",
     "ExponentialDecay",
+    "Focal",
+    "GaussianNLL",
     "GradientDescent",
     "GradientReport",
     "History",

@@ -128,7 +128,8 @@ def _rounding(twin: Network, X: Any, y: Any, sample_weight: Any) -> float:
 
 
 def _float64_twin(network: Network) -> Network:
-    twin = Network.from_config({**network.config, "dtype": "float64"}, backend=network.backend)
+    config = {**network.config, "dtype": "float64"}
+    twin = Network.from_config(config, backend=network.backend, loss=network.loss)
     twin.set_parameters(network.parameters())
     twin.encoder = network.encoder
     return twin

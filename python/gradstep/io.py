@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradstep.losses import CUSTOM
 from gradstep.network import Network
 from gradstep.tables import TableEncoder
 from gradstep.validation import check_integer
@@ -89,7 +90,7 @@ def save(
     write_model(path, config, tensors)
 
 
-def load(path: str | os.PathLike[str], *, backend: str = "auto") -> Network:
+def load(path: str | os.PathLike[str], *, backend: str = "auto", loss: Any = None) -> Network:
     """Read a network that `Network.save` wrote.
 
     Parameters
@@ -98,6 +99,9 @@ def load(path: str | os.PathLike[str], *, backend: str = "auto") -> Network:
         The file.
     backend : {"auto", "cpp", "numba", "numpy"}
         What computes.
+    loss : callable or CustomLoss, optional
+        For a network that was trained with a Python function as its loss: that function, which the file does
+        not hold. Without it the network predicts, and cannot be trained or evaluated.
 
     Returns
     -------
@@ -109,13 +113,16 @@ def load(path: str | os.PathLike[str], *, backend: str = "auto") -> Network:
     OSError
         If there is no such file, or it cannot be opened.
     ValueError
-        If it is truncated, altered, not a model of gradstep, or written by a newer version.
+        If it is truncated, altered, not a model of gradstep, or written by a newer version, or a loss is
+        given for a network that knows its own.
     ImportError
         If the backend asked for is not available.
     """
     config, tensors = read_model(path)
+    if loss is not None and not _lacks_loss(config):
+        raise ValueError(f"loss must not be given: the loss of {os.fspath(path)} is no Python function")
     try:
-        network = Network.from_config(config["network"], backend=backend)
+        network = Network.from_config(config["network"], backend=backend, loss=loss)
         if config["encoder"] is not None:
             network.encoder = TableEncoder.from_config(config["encoder"])
         _set_tensors(network, tensors)
@@ -125,6 +132,12 @@ def load(path: str | os.PathLike[str], *, backend: str = "auto") -> Network:
     except _DAMAGED as error:
         raise ValueError(f"{os.fspath(path)} does not hold a whole model: {error}") from None
     return network
+
+
+def _lacks_loss(config: Mapping[str, Any]) -> bool:
+    network = config.get("network")
+    loss = network.get("loss") if isinstance(network, Mapping) else None
+    return isinstance(loss, Mapping) and loss.get("name") == CUSTOM
 
 
 def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:

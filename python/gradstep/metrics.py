@@ -63,7 +63,7 @@ def check_metrics(metrics: object, kind: TargetKind, n_out: int, *, weighted: bo
         If one needs scikit-learn, which is not installed.
     """
     if metrics is None:
-        metrics = ("rmse", "r2") if kind in ("values", "counts") else ("accuracy",)
+        metrics = () if kind == "anything" else ("rmse", "r2") if kind in _NUMBERS else ("accuracy",)
     if isinstance(metrics, str) or not isinstance(metrics, Iterable):
         raise TypeError(f'metrics must be a list such as ["accuracy"], got {metrics!r}')
     made = tuple(_metric(entry, kind, n_out, weighted) for entry in metrics)
@@ -111,7 +111,7 @@ def _named(name: str, kind: TargetKind, n_out: int) -> Metric:
     top = _TOP.fullmatch(name)
     if top is None:
         check_name("metric", name, (*_VALUES, *_CLASSES, "top_5_accuracy"))
-    is_values = kind in ("values", "counts")
+    is_values = kind in _NUMBERS
     if (name in _VALUES) != is_values or (top is not None and kind != "labels"):
         wanted = "regression" if name in _VALUES else "cross_entropy" if top else "classification"
         raise ValueError(f"metrics: {name} is for {wanted}, which the network's loss is not")
@@ -122,7 +122,19 @@ def _named(name: str, kind: TargetKind, n_out: int) -> Metric:
         return Metric(name, partial(_top_k, k))
     if name in _LIBRARY:
         _scikit_learn(name)
-    return Metric(name, (_VALUES if is_values else _CLASSES)[name])
+    if name == "log_loss" and kind == "signs":
+        raise ValueError("metrics: log_loss needs probabilities, and the network's loss has none")
+    measure = (_VALUES if is_values else _CLASSES)[name]
+    return Metric(name, partial(_of_signs, measure) if kind == "signs" else measure)
+
+
+def _of_signs(measure: Measure, y: Array, predictions: Array, weight: Array | None) -> float:
+    """Decision values beside targets of -1 and 1, as probabilities in the same order beside 0 and 1."""
+    return measure(*_unsigned(y, predictions), weight)
+
+
+def _unsigned(y: Array, predictions: Array) -> tuple[Array, Array]:
+    return (y > 0).astype(predictions.dtype), (1 + np.tanh(predictions / 2)) / 2
 
 
 def _scikit_learn(name: str) -> ModuleType:
@@ -162,7 +174,8 @@ def _r2(y: Array, predictions: Array, weight: Array | None) -> float:
 
 
 def _difference(y: Array, predictions: Array) -> Array:
-    difference: Array = predictions.astype(np.float64) - y.astype(np.float64)
+    """Of what stands for y alone: variances, which gaussian_nll predicts too, come last."""
+    difference: Array = predictions[:, : y.shape[1]].astype(np.float64) - y.astype(np.float64)
     return difference
 
 
@@ -239,6 +252,9 @@ _CLASSES: Mapping[str, Measure] = {
 _LIBRARY = ("f1", "roc_auc")
 """Those that scikit-learn computes."""
 
+_NUMBERS = ("values", "counts", "positive", "anything")
+"""Kinds of targets that are no classes."""
+
 _LARGE = ("accuracy", "balanced_accuracy", "f1", "roc_auc", "r2")
 
 
@@ -269,8 +285,10 @@ def _given(name: str, function: object, kind: TargetKind, weighted: bool) -> Met
     takes_weight = "sample_weight" in parameters or "**" in parameters
     if weighted and not takes_weight:
         raise TypeError(f"metrics: {name} must have a parameter sample_weight, as the rows have weights")
-    if kind in ("values", "counts"):
+    if kind in _NUMBERS:
         return Metric(name, _Given(name, function, _as_values, takes_weight), is_given=True)
+    if kind == "signs":
+        return Metric(name, _Given(name, function, _as_signs, takes_weight), is_given=True)
     if not _takes_probabilities(function, parameters):
         return Metric(name, _Given(name, function, _as_classes, takes_weight), is_given=True)
     bound = function.keywords if isinstance(function, partial) else {}
@@ -328,7 +346,12 @@ def _n_classes(y: Array, predictions: Array) -> int | None:
     return 2 if y.shape[1] == 1 else None
 
 
+def _as_signs(y: Array, predictions: Array) -> tuple[Array, Array]:
+    return _as_classes(*_unsigned(y, predictions))
+
+
 def _as_values(y: Array, predictions: Array) -> tuple[Array, Array]:
+    predictions = predictions[:, : y.shape[1]]
     return (y[:, 0], predictions[:, 0]) if y.shape[1] == 1 else (y, predictions)
 
 

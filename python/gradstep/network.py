@@ -15,9 +15,10 @@ from gradstep import backends
 from gradstep.backends.base import Array, Engine, Parameters, Plan
 from gradstep.backends.numpy import trace as reference_trace
 from gradstep.callbacks import Callback
+from gradstep.class_weights import class_factors, weight_of_classes
 from gradstep.history import History
 from gradstep.layers import Input, Layer
-from gradstep.losses import Loss
+from gradstep.losses import Loss, is_lost
 from gradstep.metrics import Metric, MetricLike, check_metrics, try_metrics
 from gradstep.names import check_name
 from gradstep.optimizers import Optimizer
@@ -54,10 +55,10 @@ class Network:
     layers : sequence of layers
         `Dense` layers, optionally behind an `Input`. A single ``Dense(1)`` is linear regression.
     loss : str or Loss, default "mse"
-        mse, mae, huber, quantile, poisson, binary_cross_entropy or cross_entropy, or an object such as
-        ``Huber(2.0)`` or ``Quantile([0.1, 0.9])``. The two
-        cross-entropies need a last layer with the identity: it outputs logits, and `predict` applies
-        the sigmoid or softmax.
+        A name as in `Loss`, such as "mse", "cross_entropy" or "gaussian_nll", an object such as
+        ``Huber(2.0)`` or ``Quantile([0.1, 0.9])``, or a Python function as in `CustomLoss`. Classification
+        losses need a last layer with the identity: it outputs logits, and `predict` applies the sigmoid or
+        softmax.
     optimizer : str or Optimizer, default "adam"
         gradient_descent, sgd, adam or adamw with their defaults, or an object such as ``Adam(1e-2)``.
     l2 : float, default 0.0
@@ -66,8 +67,9 @@ class Network:
         What happens to the columns of X before the first layer: mean 0 and deviation 1, or from 0 to 1.
         The statistics are those of the rows of the first `fit`, and stay.
     target_preprocessing : {"none", "standardize"}
-        For mse, mae and huber: whether the network learns ``(y - mean) / deviation``, with the
-        statistics of the first `fit`. `predict` returns y's own units; losses are in those of the network.
+        For mse, mae, huber, quantile, gaussian_nll and Python functions: whether the network learns ``(y -
+        mean) / deviation``, with the statistics of the first `fit`. `predict` returns y's own units; losses
+        are in those of the network.
     seed : int, default 0
         Determines initial weights and shuffling, 0 to 2**64 - 1.
     backend : {"auto", "cpp", "numba", "numpy"}
@@ -102,7 +104,7 @@ class Network:
         self,
         layers: Sequence[Layer],
         *,
-        loss: str | Loss = "mse",
+        loss: str | Loss | Callable[..., Any] = "mse",
         optimizer: str | Optimizer = "adam",
         l2: float = 0.0,
         preprocessing: str = "none",
@@ -265,7 +267,7 @@ class Network:
         }
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], *, backend: str = "auto") -> Network:
+    def from_config(cls, config: Mapping[str, Any], *, backend: str = "auto", loss: Any = None) -> Network:
         """Rebuild a network from its `config`, with initial parameters.
 
         Parameters
@@ -274,6 +276,8 @@ class Network:
             What `config` returned.
         backend : str, default "auto"
             What computes.
+        loss : callable or CustomLoss, optional
+            The loss, if that is a Python function: the config does not hold it.
 
         Returns
         -------
@@ -286,7 +290,10 @@ class Network:
             If the mapping does not describe a network.
         """
         try:
-            network = cls(**arguments_from_config(config), backend=backend)
+            arguments = arguments_from_config(config)
+            if loss is not None and is_lost(arguments["loss"]):
+                arguments["loss"] = loss
+            network = cls(**arguments, backend=backend)
             network._restore(config)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"config does not describe a network: {error!r}") from error
@@ -297,7 +304,9 @@ class Network:
         if n_in is not None:
             self._plan = self._specification.plan(check_integer("n_in", n_in, minimum=1))
         self._input_transform = _transform_from_config(config["preprocessing"], n_in)
-        self._target_transform = _transform_from_config(config["target_preprocessing"], self.n_out)
+        self._target_transform = _transform_from_config(
+            config["target_preprocessing"], self._specification.n_targets
+        )
         self.classes = config["classes"]
         self.epochs_trained = check_integer("epochs_trained", config["epochs_trained"], minimum=0)
 
@@ -382,6 +391,7 @@ class Network:
         self._fast_engine = self._engine if self._engine is not None and self._is_prepared() else None
         self._fast_n_in = -1 if self._plan is None else self._plan.n_in
         self._fast_n_out = self.n_out
+        self._fast_n_targets = self._specification.n_targets
         self._fast_labels = frozenset(range(self.n_out if self.loss.target_kind == "labels" else 0))
         self._fast_step = self._target_transform is None and self.loss.target_kind in ("values", "labels")
         if self._engine is not None:
@@ -452,7 +462,12 @@ class Network:
     def _check_y(self, y: Any, n: int, argument: str = "y") -> Array:
         # Targets that the network learns in other units stay exact until they are in these.
         dtype = self.dtype if self._specification.target_preprocessing == "none" else "float64"
-        return TARGET_CHECKS[self.loss.target_kind](y, dtype, n, self.n_out, argument)
+        kind, columns = self.loss.target_kind, self._specification.n_targets
+        if kind == "labels":
+            columns = self.n_out
+        elif kind == "anything" and self._specification.target_preprocessing != "none":
+            kind = "values"  # a column for every output, whose predictions get its units
+        return TARGET_CHECKS[kind](y, dtype, n, columns, argument)
 
     def _check_rows(self, X: Any, y: Any, sample_weight: Any) -> Rows:
         X = self._check_inputs(X)
@@ -489,6 +504,7 @@ class Network:
         epochs: int = 10,
         batch_size: int | None = None,
         sample_weight: Any = None,
+        class_weight: Mapping[Any, float] | str | None = None,
         validation_data: Any = None,
         shuffle: bool = True,
         schedule: ScheduleLike = None,
@@ -504,8 +520,10 @@ class Network:
             Finite numbers of any dtype and layout. C-contiguous arrays of the network's dtype, memory
             maps among them, are used in place.
         y : array_like
-            (n, n_out), or (n,) for one output; for binary_cross_entropy in [0, 1]; for cross_entropy
-            labels 0 to n_out - 1 (n,), or one-hot rows (n, n_out).
+            (n, n_out), or (n,) for one output; for gaussian_nll (n, n_out / 2). In [0, 1] for
+            binary_cross_entropy and binary_focal; -1 and 1, or 0 and 1, for binary_hinge; for cross_entropy,
+            focal and hinge labels 0 to n_out - 1 (n,), or one-hot rows (n, n_out); for a Python function
+            anything with n rows.
         epochs : int, default 10
             Passes over the rows.
         batch_size : int, optional
@@ -513,6 +531,11 @@ class Network:
             rows with `GradientDescent`.
         sample_weight : array_like, (n,), optional
             Weights of the rows in the loss, not negative.
+        class_weight : dict or "balanced", optional
+            Weights of the classes, by their numbers or by their names in `classes`; 1 for those that it does
+            not name. "balanced" gives every class the same sum: rows / (classes * rows of the class), of the
+            classes in y. Sample weights are multiplied by them; validation rows are not. For labels, and for
+            one output of 0 and 1, or -1 and 1.
         validation_data : tuple, optional
             (X, y) or (X, y, sample_weight), evaluated after every epoch.
         shuffle : bool, default True
@@ -545,6 +568,9 @@ class Network:
         """
         X = self._encoded(X)
         rows = self._check_rows(X, y, sample_weight)
+        if class_weight is not None:
+            factors = class_factors(class_weight, self.loss.target_kind, rows.y, self.n_out, self.classes)
+            rows = replace(rows, weight=weight_of_classes(factors, sample_weight, self.dtype))
         n, n_in = rows.X.shape
         validation = self._check_validation(validation_data, n_in)
         epochs = check_integer("epochs", epochs, minimum=1)
@@ -616,7 +642,7 @@ class Network:
         return check_metrics(metrics, self.loss.target_kind, self.n_out, weighted=weighted)
 
     def predict(self, X: Any) -> Array:
-        """Outputs for rows: values, or probabilities for a classification loss.
+        """Outputs for rows: values, or probabilities for a classification loss, or decision values for hinge.
 
         Parameters
         ----------
@@ -626,8 +652,8 @@ class Network:
         Returns
         -------
         numpy.ndarray
-            (n, n_out), always two-dimensional; in the network's dtype, or float64 in y's own units where
-            targets are standardized.
+            (n, n_out), always two-dimensional: for gaussian_nll the means, then the variances; in the
+            network's dtype, or float64 in y's own units where targets are standardized.
 
         Raises
         ------
@@ -652,7 +678,14 @@ class Network:
     def _predicted(self, engine: Engine, X: Array) -> Array:
         out = np.empty((X.shape[0], self._fast_n_out), self._dtype)
         engine.predict(X, out)
-        return out if self._target_transform is None else self._target_transform.invert(out)
+        return out if self._target_transform is None else self._in_units_of_y(self._target_transform, out)
+
+    def _in_units_of_y(self, transform: Transform, out: Array) -> Array:
+        """Predictions of the network in y's own units, float64."""
+        if self.loss.outputs_per_target == 1:
+            return transform.invert(out)
+        means, variances = np.split(out, 2, axis=1)
+        return np.hstack([transform.invert(means), variances / np.square(transform.scale)])
 
     def evaluate(
         self, X: Any, y: Any, sample_weight: Any = None, *, metrics: Sequence[MetricLike] | None = None
@@ -701,7 +734,7 @@ class Network:
         out = np.empty((len(rows.X), self.n_out), self._dtype)
         loss = engine.evaluate(rows.X, self._network_units(rows).y, rows.weight, out)
         if self._target_transform is not None:
-            out = self._target_transform.invert(out)
+            out = self._in_units_of_y(self._target_transform, out)
         return {"loss": loss, **{metric.name: metric(rows.y, out, rows.weight) for metric in metrics}}
 
     def step(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -758,7 +791,7 @@ class Network:
             if y.dtype is not _INT32 or y.shape != (n,) or n > SMALL_BATCH:
                 return False
             return self._fast_labels.issuperset(y.tolist())
-        return y.dtype is self._dtype and y.shape == (n, self._fast_n_out) and all_finite(y)
+        return y.dtype is self._dtype and y.shape == (n, self._fast_n_targets) and all_finite(y)
 
     def _checked(self, X: Any, y: Any, sample_weight: Any) -> tuple[Engine, Rows]:
         """Engine and rows in the network's units; the input width is learnt if need be."""
@@ -911,7 +944,15 @@ class Network:
         engine.set_optimizer_state({**checked, "step": np.array(step, np.int64)})
 
 
-_CACHES = ("_dtype", "_fast_engine", "_fast_n_in", "_fast_n_out", "_fast_labels", "_fast_step")
+_CACHES = (
+    "_dtype",
+    "_fast_engine",
+    "_fast_n_in",
+    "_fast_n_out",
+    "_fast_n_targets",
+    "_fast_labels",
+    "_fast_step",
+)
 _INT32 = np.dtype(np.int32)
 
 

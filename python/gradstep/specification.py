@@ -11,7 +11,7 @@ import numpy as np
 from gradstep.backends.base import Parameters, Plan
 from gradstep.initializers import Given, default_initializer, given_values, initial_weights
 from gradstep.layers import Dense, Layer, check_layers, dense_plans, layer_from_config, summaries
-from gradstep.losses import Loss, as_loss, loss_from_config
+from gradstep.losses import CustomLoss, Loss, as_loss, loss_from_config
 from gradstep.names import check_name
 from gradstep.optimizers import Optimizer, as_optimizer, optimizer_from_config
 from gradstep.preprocessing import TARGET_PREPROCESSING, check_preprocessing
@@ -70,20 +70,23 @@ class Specification:
                     f"{option} of the loss {loss!r} must have one value for each of the {last.units} "
                     f"output(s), got {len(values)}"
                 )
-        if not self.loss.has_link:
-            return
-        if last.activation != "identity":
-            takes = "logits" if self.loss.is_classification else "logarithms of rates"
+        if last.units % self.loss.outputs_per_target:
             raise ValueError(
-                f"the last layer must have activation 'identity' for the loss {loss!r}, which takes {takes} "
-                f"(predict applies the link itself), got {last.activation!r}"
+                f"the last layer must have two units for each target, for its mean and its variance, "
+                f"with the loss {loss!r}, got {last.units}"
+            )
+        if last.activation != "identity" and (self.loss.has_link or self.loss.is_classification):
+            itself = " (predict applies the link itself)" if self.loss.has_link else ""
+            raise ValueError(
+                f"the last layer must have activation 'identity' for the loss {loss!r}, which takes "
+                f"{self.loss.takes}{itself}, got {last.activation!r}"
             )
         if self.loss.target_kind == "labels" and last.units < 2:
             raise ValueError(
                 f"the last layer must have one unit per class, at least 2, for {loss!r}, got {last.units}; "
-                "use 'binary_cross_entropy' for a single output"
+                f"use 'binary_{loss}' for a single output"
             )
-        if self.target_preprocessing != "none":
+        if self.target_preprocessing != "none" and not self.loss.learns_units:
             raise ValueError(
                 f"target_preprocessing must be 'none' for the loss {loss!r}, "
                 f"got {self.target_preprocessing!r}"
@@ -99,6 +102,11 @@ class Specification:
         """Number of outputs."""
         return self.dense_layers[-1].units
 
+    @property
+    def n_targets(self) -> int:
+        """Columns of y that are not labels."""
+        return self.n_out // self.loss.outputs_per_target
+
     def plan(self, n_in: int) -> Plan:
         """What a backend needs to know for inputs of n_in columns."""
         return Plan(
@@ -110,6 +118,7 @@ class Specification:
             l2=self.l2,
             dtype=self.dtype,
             seed=self.seed,
+            custom_loss=self.loss.engine_function if isinstance(self.loss, CustomLoss) else None,
         )
 
     def _optimizer_options(self) -> dict[str, float]:

@@ -271,13 +271,50 @@ def check_counts(y: Any, dtype: str, n: int, n_out: int, argument: str = "y") ->
     return array
 
 
+def check_positive(y: Any, dtype: str, n: int, n_out: int, argument: str = "y") -> Array:
+    """Targets as `check_values`, all of them positive in the dtype's normal range."""
+    array = check_values(y, dtype, n, n_out, argument)
+    least = np.finfo(array.dtype).tiny
+    if array.min() < least:
+        cell = _cell(argument, array, int(np.argmax(array < least)))
+        raise ValueError(f"{argument} must be positive for gamma (at least {least:.2g}), but {cell}")
+    return array
+
+
+def check_signs(y: Any, dtype: str, n: int, n_out: int, argument: str = "y") -> Array:
+    """Targets as `check_values`, which are -1 and 1, or 0 and 1; as -1 and 1.
+
+    Raises
+    ------
+    ValueError
+        If there are others.
+    """
+    array = check_values(y, dtype, n, n_out, argument)
+    no = -1 if array.min() < 0 else 0
+    if (bad := (array != no) & (array != 1)).any():
+        cell = _cell(argument, array, int(np.argmax(bad)))
+        raise ValueError(f"{argument} must hold -1 and 1, or 0 and 1, for binary_hinge, but {cell}")
+    return array if no else 2 * array - 1
+
+
+def check_anything(y: Any, dtype: str, n: int, n_out: int, argument: str = "y") -> Array:
+    """Targets as (n, columns) in the dtype, any number of columns; a vector is one column."""
+    array = as_numbers(argument, y)
+    _check_length(argument, array, n)
+    if array.ndim == 1:
+        array = array.reshape(n, 1)
+    if array.ndim != 2:
+        raise ValueError(f"{argument} must have one or two dimensions, got shape {array.shape}")
+    return numeric_array(argument, array, dtype)
+
+
 def check_probabilities(y: Any, dtype: str, n: int, n_out: int, argument: str = "y") -> Array:
     """Targets as `check_values`, all of them in [0, 1]."""
     array = check_values(y, dtype, n, n_out, argument)
     if array.min() < 0 or array.max() > 1:
         position = int(np.argmax((array < 0) | (array > 1)))
         raise ValueError(
-            f"{argument} must be between 0 and 1 for binary_cross_entropy, "
+            f"{argument} must be between 0 and 1 for binary_cross_entropy and binary_focal, "
             f"but {_cell(argument, array, position)}"
         )
     return array
@@ -312,7 +349,7 @@ def check_labels(y: Any, dtype: str, n: int, n_out: int, argument: str = "y") ->
         check_finite(argument, array)
         if (fractional := array != np.floor(array)).any():
             cell = _cell(argument, array, int(np.argmax(fractional)))
-            raise ValueError(f"{argument} must hold integer labels for cross_entropy, but {cell}")
+            raise ValueError(f"{argument} must hold integer labels, but {cell}")
     if array.min() < 0 or array.max() >= n_out:
         cell = _cell(argument, array, int(np.argmax((array < 0) | (array >= n_out))))
         raise ValueError(
@@ -343,10 +380,13 @@ def _short(row: Array) -> str:
 TARGET_CHECKS: dict[str, Callable[[Any, str, int, int, str], Array]] = {
     "values": check_values,
     "counts": check_counts,
+    "positive": check_positive,
     "probabilities": check_probabilities,
+    "signs": check_signs,
     "labels": check_labels,
+    "anything": check_anything,
 }
-"""By `Loss.target_kind`: arguments y, dtype, n, n_out and the argument's name."""
+"""By `Loss.target_kind`: arguments y, dtype, n, columns of y that are not labels, and the argument's name."""
 
 
 def check_weight(weight: Any, dtype: str, n: int, argument: str = "sample_weight") -> Array | None:

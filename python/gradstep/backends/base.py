@@ -8,10 +8,11 @@ Conventions, the same for every backend:
 
 - Rows are samples: a layer computes ``a = act(x W + b)`` with ``W`` of shape (n_in, n_out).
 - Losses are means over the batch (weighted means with sample weights), over outputs too for mse, mae,
-  huber and quantile, summed over outputs for poisson and the cross-entropies; with ``l2 > 0`` every loss
+  huber and quantile, summed over outputs for all others; with ``l2 > 0`` every loss
   includes ``l2 / 2 * sum(W**2)`` over all weights, never over biases.
-- Classification losses take logits and poisson takes logarithms of rates: a plan's last activation is the
-  identity there, and `predict` applies the link (`sigmoid`, `softmax` or `exp`).
+- Classification losses take logits, poisson and gamma take logarithms of means, gaussian_nll those of
+  variances behind the means: a plan's last activation is the identity there, and `predict` applies the link
+  (`sigmoid`, `softmax`, `exp` or `gaussian`).
 - The batches of an epoch are consecutive slices of `gradstep.random.permutation`, or of an order that the
   caller gives; the last one may be smaller. A batch that holds every row is not shuffled.
 - In `train` and `step`, a layer's dropout zeroes the outputs that `gradstep.random.dropout_mask` does not
@@ -79,6 +80,9 @@ class Plan:
     """A batch's penalty is divided by its summed weights, or its rows without: scikit-learn's."""
     seed: int = 0
     """Of the dropout masks, 64 bits; the shuffle's comes with every call."""
+    custom_loss: Callable[[Array, Array, Array | None], tuple[float, Array]] | None = None
+    """The mean loss of a whole batch and its gradient, (B, n_out), from y, outputs and sample weights;
+    `loss` is "custom" then. A `gradstep.backends.custom_loss.CustomLoss`."""
 
     @property
     def n_in(self) -> int:
@@ -113,8 +117,8 @@ class TrainResult:
     """After divergence: parameters and optimizer state are those of the end of the last good epoch. False
     where a backend keeps no copy of them: they are the last finite ones then, of the last step."""
     raised: BaseException | None = None
-    """What a signal handler raised in the middle, but for Ctrl-C's: training stopped after a whole batch.
-    Of the compiled backend only; the others let it through, and lose that call's epochs."""
+    """What a custom loss raised, or a signal handler, but for Ctrl-C's: training stopped after a whole batch.
+    The handler's of the compiled backend only; the others let it through, and lose that call's epochs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,8 +143,10 @@ class LayerTrace:
 class Engine(ABC):
     """A compiled plan that owns its parameters and optimizer state.
 
-    Shapes: X is (n, n_in) in the plan's dtype, C-contiguous, or a `Csr` where `takes_sparse`. y is int32
-    (n,) for cross_entropy, else (n, n_out) in the plan's dtype. weight is (n,) in the plan's dtype, or None.
+    Shapes: X is (n, n_in) in the plan's dtype, C-contiguous, or a `Csr` where `takes_sparse`. y is in the
+    plan's dtype, (n, n_out), or (n, n_out / 2) for gaussian_nll, or of any width for a custom loss; int32
+    (n,) for the losses of labels, cross_entropy, focal and hinge. weight is (n,) in the plan's dtype, or
+    None.
     """
 
     takes_sparse: bool = False

@@ -34,7 +34,8 @@ class CppEngine(Engine):
         super().__init__(plan)
         make = _core.EngineFloat32 if plan.dtype == "float32" else _core.EngineFloat64
         self._dtype = np.dtype(plan.dtype)
-        loss_options = {**LOSSES[plan.loss].defaults, **plan.loss_options}
+        defaults = {} if plan.custom_loss else LOSSES[plan.loss].defaults
+        loss_options = {**defaults, **plan.loss_options}
         self._core = make(
             layers=[(layer.n_in, layer.n_out, layer.activation, layer.dropout) for layer in plan.layers],
             loss=plan.loss,
@@ -81,14 +82,29 @@ class CppEngine(Engine):
 
     def evaluate(self, X: Array, y: Array, weight: Array | None, out: Array | None = None) -> float:
         """Mean loss of all rows without the l2 penalty."""
+        if self.plan.custom_loss is not None:  # of all rows at once
+            out = np.empty((len(X), self.plan.n_out), self._dtype) if out is None else out
+            self._core.predict(X, None, None, out)
+            return self.plan.custom_loss(y, out, weight)[0]
         loss: float = self._core.predict(X, y, weight, out)
+        return loss
+
+    def _targets(self, y: Array, weight: Array | None) -> Any:
+        """The targets, or the custom loss that knows them."""
+        custom = self.plan.custom_loss
+        if custom is None:
+            return y
+
+        def loss(rows: Array, outputs: Array) -> tuple[float, Array]:
+            return custom(y[rows], outputs, None if weight is None else weight[rows])
+
         return loss
 
     def loss_and_gradients(
         self, X: Array, y: Array, weight: Array | None, input_gradient: bool = False
     ) -> tuple[float, Parameters, Array | None]:
         """Mean loss, the gradient of every parameter, and dJ/dX if asked for."""
-        loss, layers, dx = self._core.loss_and_gradients(X, y, weight, input_gradient)
+        loss, layers, dx = self._core.loss_and_gradients(X, self._targets(y, weight), weight, input_gradient)
         return loss, self._named(layers, ""), dx
 
     def train(
@@ -106,6 +122,7 @@ class CppEngine(Engine):
         order: Array | None = None,
     ) -> TrainResult:
         """Run whole epochs without the GIL."""
+        y = self._targets(y, weight)
         losses, interrupted, diverged, restored, raised = self._core.train(
             X, y, weight, epochs, batch_size, learning_rates, seed, first_epoch, shuffle, order
         )
@@ -113,7 +130,7 @@ class CppEngine(Engine):
 
     def step(self, X: Array, y: Array, weight: Array | None, learning_rate: float) -> float:
         """One forward, backward and update on all rows given."""
-        loss: float = self._core.step(X, y, weight, learning_rate)
+        loss: float = self._core.step(X, self._targets(y, weight), weight, learning_rate)
         return loss
 
     def profile(
@@ -121,7 +138,9 @@ class CppEngine(Engine):
     ) -> dict[str, float] | None:
         """Train, and tell which share of the threads' time each phase of the steps took."""
         rates = np.full(epochs, learning_rate, dtype=np.float64)
-        shares: dict[str, float] = self._core.profile_train(X, y, epochs, batch_size, rates)
+        shares: dict[str, float] = self._core.profile_train(
+            X, self._targets(y, None), epochs, batch_size, rates
+        )
         phases = {name: shares[name] for name in ("gather", "forward", "loss", "dX", "dW", "update")}
         return {**phases, "waiting": max(0.0, 1 - sum(phases.values()))}
 

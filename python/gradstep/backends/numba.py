@@ -35,7 +35,7 @@ from gradstep.backends.numba_kernels import (
     Snapshot,
     Workspace,
 )
-from gradstep.backends.numpy import LOSSES, OPTIMIZERS
+from gradstep.backends.numpy import LOSSES, OPTIMIZERS, NumpyEngine
 
 SLICE_SECONDS = 0.05
 """Time between two looks at Ctrl-C."""
@@ -153,7 +153,7 @@ class NumbaEngine(Engine):
     def _data(self, X: Array, y: Array | None, weight: Array | None) -> Data:
         dtype = np.dtype(self.plan.dtype)
         targets, labels = np.empty((0, 0), dtype), np.empty(0, np.int32)
-        if y is not None and self.plan.loss == "cross_entropy":
+        if y is not None and LOSSES[self.plan.loss].targets == "labels":
             labels = y
         elif y is not None:
             targets = y
@@ -371,12 +371,17 @@ def _describe() -> dict[str, str]:
     }
 
 
+def _make_engine(plan: Plan) -> Engine:
+    """An engine; that of the reference for a custom loss, which jitted code cannot call."""
+    return NumbaEngine(plan) if plan.custom_loss is None else NumpyEngine(plan)
+
+
 BACKEND = Backend(
     name="numba",
     activations=tuple(ACTIVATION_IDS),
     losses=tuple(LOSS_IDS),
     optimizers=tuple(OPTIMIZER_IDS),
-    make_engine=NumbaEngine,
+    make_engine=_make_engine,
     set_num_threads=blas_threads.set_num_threads,
     get_num_threads=blas_threads.get_num_threads,
     describe=_describe,

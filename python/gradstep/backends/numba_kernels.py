@@ -49,15 +49,35 @@ ACTIVATION_IDS = {
     "mish": MISH,
 }
 
-MSE, MAE, HUBER, QUANTILE, POISSON, BINARY_CROSS_ENTROPY, CROSS_ENTROPY = range(7)
+(
+    MSE,
+    MAE,
+    HUBER,
+    QUANTILE,
+    POISSON,
+    GAMMA,
+    GAUSSIAN_NLL,
+    BINARY_CROSS_ENTROPY,
+    BINARY_FOCAL,
+    BINARY_HINGE,
+    CROSS_ENTROPY,
+    FOCAL,
+    HINGE,
+) = range(13)
 LOSS_IDS = {
     "mse": MSE,
     "mae": MAE,
     "huber": HUBER,
     "quantile": QUANTILE,
     "poisson": POISSON,
+    "gamma": GAMMA,
+    "gaussian_nll": GAUSSIAN_NLL,
     "binary_cross_entropy": BINARY_CROSS_ENTROPY,
+    "binary_focal": BINARY_FOCAL,
+    "binary_hinge": BINARY_HINGE,
     "cross_entropy": CROSS_ENTROPY,
+    "focal": FOCAL,
+    "hinge": HINGE,
 }
 
 GRADIENT_DESCENT, SGD, ADAM, ADAMW, AMSGRAD, NADAM, RMSPROP, ADAGRAD, LION = range(9)
@@ -85,7 +105,7 @@ class Model(NamedTuple):
     """uint64, of the dropout masks."""
     loss: int
     loss_option: Array
-    """float64 (n_out,): delta of huber, or the quantiles."""
+    """float64 (n_out,): the loss's only option for every output."""
     optimizer: int
     options: Array
     """float64: entries L2 ... DECAY below."""
@@ -130,9 +150,9 @@ class Data(NamedTuple):
     X: Array
     """(n, n_in), real."""
     targets: Array
-    """(n, n_out), real; (0, 0) for cross_entropy and where nothing is compared."""
+    """(n, targets), real; (0, 0) for losses of labels and where nothing is compared."""
     labels: Array
-    """int32 (n,) for cross_entropy, else empty."""
+    """int32 (n,) for losses of labels, else empty."""
     weight: Array
     """(n,), real; empty for equal weights."""
 
@@ -472,8 +492,8 @@ def activate(kind: int, z: Array, slope: Array) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# Losses of a chunk: p and its targets are (n_out, B); the gradient dJ/dp is written, (n_out, B). Returns the
-# chunk's part of the mean loss.
+# Losses of a chunk: p is (n_out, B) and its targets as many rows, or half as many for gaussian_nll; the
+# gradient dJ/dp is written, (n_out, B). Returns the chunk's part of the mean loss.
 
 
 @jit
@@ -509,11 +529,13 @@ def _regression_loss(
 
 
 @jit
-def _binary_cross_entropy(z: Array, y: Array, share: Array, row_loss: Array, g: Array) -> None:
+def _binary_cross_entropy(option: Array, z: Array, y: Array, share: Array, row_loss: Array, g: Array) -> None:
     n_out, B = z.shape
     for j in range(n_out):
+        smoothing = option[j]
         for r in range(B):
             v, t = float(z[j, r]), float(y[j, r])
+            t += smoothing * (0.5 - t)
             e = exp_negative(-abs(v))
             row_loss[r] += (v if v > 0.0 else 0.0) - v * t + log1p_unit(e)
             g[j, r] = ((e if v < 0.0 else 1.0) / (1.0 + e) - t) * share[r]
@@ -528,6 +550,61 @@ def _poisson(z: Array, y: Array, share: Array, row_loss: Array, g: Array) -> Non
             rate = math.exp(v)
             row_loss[r] += rate - t * v + (t * (math.log(t) - 1.0) if t > 0.0 else 0.0)
             g[j, r] = (rate - t) * share[r]
+
+
+@jit
+def _gamma(z: Array, y: Array, share: Array, row_loss: Array, g: Array) -> None:
+    n_out, B = z.shape
+    for j in range(n_out):
+        for r in range(B):
+            v, t = float(z[j, r]), float(y[j, r])
+            ratio = t * math.exp(-v)
+            row_loss[r] += v - math.log(t) + ratio - 1.0
+            g[j, r] = (1.0 - ratio) * share[r]
+
+
+@jit
+def _gaussian_nll(option: Array, z: Array, y: Array, share: Array, row_loss: Array, g: Array) -> None:
+    targets, B = y.shape
+    log_floor = math.log(option[0])
+    for j in range(targets):
+        for r in range(B):
+            s, d = float(z[targets + j, r]), float(z[j, r]) - float(y[j, r])
+            above = s - log_floor
+            log_v = (s if above > 0.0 else log_floor) + log1p_unit(exp_negative(-abs(above)))
+            precision = math.exp(-log_v)
+            square = d * d * precision
+            row_loss[r] += 0.5 * (log_v + square)
+            g[j, r] = d * precision * share[r]
+            g[targets + j, r] = 0.5 * (1.0 - square) * sigmoid(above) * share[r]
+
+
+@jit
+def _binary_focal(option: Array, z: Array, y: Array, share: Array, row_loss: Array, g: Array) -> None:
+    n_out, B = z.shape
+    for j in range(n_out):
+        gamma = option[j]
+        for r in range(B):
+            v, t = float(z[j, r]), float(y[j, r])
+            e = exp_negative(-abs(v))
+            tail, inverse = log1p_unit(e), 1.0 / (1.0 + e)
+            log_p, log_q = (v if v < 0.0 else 0.0) - tail, (-v if v > 0.0 else 0.0) - tail
+            p, q = (e if v < 0.0 else 1.0) * inverse, (1.0 if v < 0.0 else e) * inverse
+            of_one, of_zero = t * math.exp(gamma * log_q), (1.0 - t) * math.exp(gamma * log_p)
+            row_loss[r] -= of_one * log_p + of_zero * log_q
+            slope = of_zero * (p - gamma * q * log_q) - of_one * (q - gamma * p * log_p)
+            g[j, r] = slope * share[r]
+
+
+@jit
+def _binary_hinge(z: Array, y: Array, share: Array, row_loss: Array, g: Array) -> None:
+    n_out, B = z.shape
+    for j in range(n_out):
+        for r in range(B):
+            t = float(y[j, r])
+            lack = 1.0 - t * float(z[j, r])
+            row_loss[r] += 0.0 if lack <= 0.0 else lack
+            g[j, r] = -t * share[r] if lack > 0.0 else 0.0
 
 
 @jit
@@ -551,16 +628,64 @@ def softmax(z: Array, top: Array, total: Array, p: Array) -> None:
 
 
 @jit
-def _cross_entropy(z: Array, labels: Array, share: Array, work: Workspace, g: Array) -> None:
+def _cross_entropy(option: Array, z: Array, labels: Array, share: Array, work: Workspace, g: Array) -> None:
     n_out, B = z.shape
+    smoothing = option[0]
+    rest = smoothing / n_out
     softmax(z, work.row_top, work.row_loss, g)
     for r in range(B):
         label = labels[r]
-        work.row_loss[r] = work.row_top[r] - z[label, r] + math.log(work.row_loss[r])
-        g[label, r] -= z.dtype.type(1)
+        chosen = (1.0 - smoothing) * (float(z[label, r]) - work.row_top[r])
+        work.row_loss[r] = math.log(work.row_loss[r]) - chosen
+        g[label, r] -= z.dtype.type(1.0 - smoothing)
+    if smoothing > 0.0:
+        for j in range(n_out):
+            for r in range(B):
+                work.row_loss[r] -= rest * (float(z[j, r]) - work.row_top[r])
+                g[j, r] -= z.dtype.type(rest)
     for j in range(n_out):
         for r in range(B):
             g[j, r] *= share[r]
+
+
+@jit
+def _focal(option: Array, z: Array, labels: Array, share: Array, work: Workspace, g: Array) -> None:
+    n_out, B = z.shape
+    gamma, least = option[0], float(np.finfo(z.dtype).tiny)
+    for r in range(B):
+        label, top = labels[r], float(z[0, r])
+        for j in range(1, n_out):
+            top = float(z[j, r]) if z[j, r] > top else top
+        others = 0.0
+        for j in range(n_out):
+            others += 0.0 if j == label else exp_negative(float(z[j, r]) - top)
+        chosen = float(z[label, r]) - top
+        mine = exp_negative(chosen)
+        total = others + mine
+        p, u = mine / total, others / total
+        cost = math.log1p(others / mine) if others <= mine else math.log(total) - chosen
+        power = max(u, least) ** gamma
+        slope = power * (u + gamma * p * cost)
+        work.row_loss[r] = power * cost
+        for j in range(n_out):
+            part = exp_negative(float(z[j, r]) - top) / max(others, least)
+            g[j, r] = (-slope if j == label else slope * part) * share[r]
+
+
+@jit
+def _hinge(z: Array, labels: Array, share: Array, work: Workspace, g: Array) -> None:
+    n_out, B = z.shape
+    for r in range(B):
+        label, best, bad = labels[r], -1, 0.0
+        for j in range(n_out):
+            bad += float(z[j, r]) - float(z[j, r])
+            if j != label and (best < 0 or z[j, r] > z[best, r]):
+                best = j
+        lack = 1.0 + float(z[best, r]) - float(z[label, r]) + bad  # NaN in any output is NaN
+        work.row_loss[r] = 0.0 if lack <= 0.0 else lack
+        for j in range(n_out):
+            sign = -1.0 if j == label else (1.0 if j == best else 0.0)
+            g[j, r] = sign * share[r] if lack > 0.0 else 0.0
 
 
 @jit
@@ -568,19 +693,31 @@ def loss_and_delta(model: Model, work: Workspace, p: Array, y: Array, labels: Ar
     """Part of the mean loss that the chunk's rows contribute; its gradient goes to g."""
     B = p.shape[1]
     share, row_loss = work.share, work.row_loss
+    option = model.loss_option
+    for r in range(B):
+        row_loss[r] = 0.0
     if model.loss == CROSS_ENTROPY:
-        _cross_entropy(p, labels, share, work, g)
+        _cross_entropy(option, p, labels, share, work, g)
+    elif model.loss == FOCAL:
+        _focal(option, p, labels, share, work, g)
+    elif model.loss == HINGE:
+        _hinge(p, labels, share, work, g)
+    elif model.loss == MSE:
+        _squared_error(p, y, share, row_loss, g)
+    elif model.loss == BINARY_CROSS_ENTROPY:
+        _binary_cross_entropy(option, p, y, share, row_loss, g)
+    elif model.loss == BINARY_FOCAL:
+        _binary_focal(option, p, y, share, row_loss, g)
+    elif model.loss == BINARY_HINGE:
+        _binary_hinge(p, y, share, row_loss, g)
+    elif model.loss == POISSON:
+        _poisson(p, y, share, row_loss, g)
+    elif model.loss == GAMMA:
+        _gamma(p, y, share, row_loss, g)
+    elif model.loss == GAUSSIAN_NLL:
+        _gaussian_nll(option, p, y, share, row_loss, g)
     else:
-        for r in range(B):
-            row_loss[r] = 0.0
-        if model.loss == MSE:
-            _squared_error(p, y, share, row_loss, g)
-        elif model.loss == BINARY_CROSS_ENTROPY:
-            _binary_cross_entropy(p, y, share, row_loss, g)
-        elif model.loss == POISSON:
-            _poisson(p, y, share, row_loss, g)
-        else:
-            _regression_loss(model.loss, model.loss_option, p, y, share, row_loss, g)
+        _regression_loss(model.loss, option, p, y, share, row_loss, g)
     total = 0.0
     for r in range(B):
         total += share[r] * row_loss[r]
@@ -720,7 +857,7 @@ def gather(model: Model, data: Data, order: Order, start: int, B: int, x: Array)
 
 @jit
 def gather_targets(data: Data, order: Order, start: int, B: int, y: Array, labels: Array) -> None:
-    """Copy the chunk's targets to y (n_out, B), or its labels."""
+    """Copy the chunk's targets to y (targets, B), or its labels."""
     for r in range(B):
         row = order.rows[start + r] if order.listed else start + r
         if data.labels.size > 0:
@@ -873,7 +1010,7 @@ def gradient_of_batch(
     for chunk in range(start, stop, work.rows):
         B = min(work.rows, stop - chunk)
         x = rows_of(work.inputs, work, 0, n_in, B)
-        y = rows_of(work.delta_below, work, 0, n_out, B)
+        y = rows_of(work.delta_below, work, 0, data.targets.shape[1], B)
         g = rows_of(work.delta, work, 0, n_out, B)
         gather(model, data, order, chunk, B, x)
         gather_targets(data, order, chunk, B, y, work.labels)
@@ -1197,7 +1334,7 @@ def evaluate(model: Model, data: Data, work: Workspace, order: Order, out: Array
         p = forward(model, work, B, -1, 0)
         g = rows_of(work.delta, work, 0, n_out, B)
         if compared:
-            y = rows_of(work.delta_below, work, 0, n_out, B)
+            y = rows_of(work.delta_below, work, 0, data.targets.shape[1], B)
             gather_targets(data, order, chunk, B, y, work.labels)
             gather_shares(data, order, chunk, B, total_weight, work.share)
             loss += loss_and_delta(model, work, p, y, work.labels, g)
@@ -1211,15 +1348,17 @@ def _write_linked(model: Model, work: Workspace, p: Array, scratch: Array, out: 
     """Write the link of p (n_out, B) to out (B, n_out)."""
     n_out, B = p.shape
     linked = p
-    if model.loss == CROSS_ENTROPY:
+    if model.loss == CROSS_ENTROPY or model.loss == FOCAL:
         softmax(p, work.row_top, work.row_loss, scratch)
         linked = scratch
     for j in range(n_out):
         for r in range(B):
             v = linked[j, r]
-            if model.loss == BINARY_CROSS_ENTROPY:
+            if model.loss == BINARY_CROSS_ENTROPY or model.loss == BINARY_FOCAL:
                 out[r, j] = sigmoid(float(v))
-            elif model.loss == POISSON:
+            elif model.loss == POISSON or model.loss == GAMMA:
                 out[r, j] = math.exp(float(v))
+            elif model.loss == GAUSSIAN_NLL and j >= n_out // 2:
+                out[r, j] = math.exp(float(v)) + model.loss_option[j]
             else:
                 out[r, j] = v

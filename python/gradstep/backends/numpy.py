@@ -26,6 +26,7 @@ from gradstep.backends.base import (
     Plan,
     TrainResult,
 )
+from gradstep.backends.custom_loss import shares_of
 from gradstep.backends.interrupt import deferred_interrupt
 from gradstep.random import dropout_mask, permutation
 
@@ -203,9 +204,12 @@ class Loss:
     """A loss per row with its gradient, and the link from outputs to predictions."""
 
     value_and_gradient: Callable[[Array, Array, LossOptions], tuple[Array, Array]]
+    targets: str = "values"
+    """What y holds, by the names of `gradstep.losses.TargetKind`."""
     link: str = "identity"
     defaults: LossOptions = field(default_factory=dict)
     """Options with their defaults."""
+    outputs_per_target: int = 1
 
 
 def _mse(p: Array, y: Array, options: LossOptions) -> tuple[Array, Array]:
@@ -240,20 +244,103 @@ def _poisson(z: Array, y: Array, options: LossOptions) -> tuple[Array, Array]:
     return np.sum(rate - y * z + least, axis=1), rate - y
 
 
+def _gamma(z: Array, y: Array, options: LossOptions) -> tuple[Array, Array]:
+    """``z - log(y) + y exp(-z) - 1``, half the deviance of positive y with the mean exp(z), summed."""
+    ratio = y * np.exp(-z)
+    return np.sum(z - np.log(y) + ratio - 1, axis=1), 1 - ratio
+
+
+def _gaussian_nll(z: Array, y: Array, options: LossOptions) -> tuple[Array, Array]:
+    """``(log(v) + (m - y)^2 / v) / 2`` for means m and variances v = exp(s) + floor of outputs (m, s),
+    summed.
+
+    Nix and Weigend, "Estimating the mean and variance of the target probability distribution", ICNN 1994.
+    """
+    m, s = np.split(z, 2, axis=1)
+    log_floor = np.log(np.asarray(options["floor"], z.dtype))
+    log_v = np.logaddexp(s, log_floor)
+    d, precision = m - y, np.exp(-log_v)
+    square = d * d * precision
+    gradient = np.hstack([d * precision, (1 - square) / 2 * _sigmoid(s - log_floor)])
+    return np.sum(log_v + square, axis=1) / 2, gradient
+
+
 def _binary_cross_entropy(z: Array, y: Array, options: LossOptions) -> tuple[Array, Array]:
-    """``-y log(sigmoid(z)) - (1 - y) log(1 - sigmoid(z))``, summed over outputs."""
+    """``-y log(sigmoid(z)) - (1 - y) log(1 - sigmoid(z))``, summed over outputs.
+
+    Smoothed labels: Szegedy et al., "Rethinking the Inception architecture", CVPR 2016.
+    """
+    y = y + np.asarray(options["label_smoothing"], z.dtype) * (0.5 - y)
     return np.sum(_softplus(z) - z * y, axis=1), _sigmoid(z) - y
 
 
+def _binary_focal(z: Array, y: Array, options: LossOptions) -> tuple[Array, Array]:
+    """``-y (1 - p)^gamma log(p) - (1 - y) p^gamma log(1 - p)`` of p = sigmoid(z), summed over outputs.
+
+    Lin et al., "Focal loss for dense object detection", ICCV 2017.
+    """
+    gamma = np.asarray(options["gamma"], z.dtype)
+    minus_log_p, minus_log_q, p, q = _softplus(-z), _softplus(z), _sigmoid(z), _sigmoid(-z)
+    of_one, of_zero = y * np.exp(-gamma * minus_log_q), (1 - y) * np.exp(-gamma * minus_log_p)
+    slope = of_zero * (p + gamma * q * minus_log_q) - of_one * (q + gamma * p * minus_log_p)
+    return np.sum(of_one * minus_log_p + of_zero * minus_log_q, axis=1), slope
+
+
+def _binary_hinge(z: Array, y: Array, options: LossOptions) -> tuple[Array, Array]:
+    """``max(0, 1 - y z)`` of y = -1 or 1, summed over outputs."""
+    lack = 1 - y * z
+    return np.sum(np.maximum(lack, 0), axis=1), np.where(lack > 0, -y, 0)
+
+
 def _cross_entropy(z: Array, y: Array, options: LossOptions) -> tuple[Array, Array]:
-    """``-log(softmax(z)[y])`` with y the number of the class."""
-    rows = np.arange(len(y))
-    top = np.max(z, axis=1)
-    exponentials = np.exp(z - top[:, None])
+    """``-log(softmax(z)[y])`` with y the number of the class.
+
+    With smoothed labels the sum of ``-q log(softmax(z))``, where q has 1 - label_smoothing at y, and all
+    outputs an equal part of label_smoothing.
+    """
+    top = np.max(z, axis=1, keepdims=True)
+    exponentials = np.exp(z - top)
     total = np.sum(exponentials, axis=1)
-    gradient = exponentials / total[:, None]
-    gradient[rows, y] -= 1
-    return top - z[rows, y] + np.log(total), gradient
+    smoothing = np.asarray(options["label_smoothing"], z.dtype)
+    q = np.full(z.shape, smoothing / z.shape[1], z.dtype)
+    q[np.arange(len(y)), y] += 1 - smoothing
+    return np.log(total) - np.sum(q * (z - top), axis=1), exponentials / total[:, None] - q
+
+
+def _focal(z: Array, y: Array, options: LossOptions) -> tuple[Array, Array]:
+    """``-(1 - p)^gamma log(p)`` of p = softmax(z)[y]; 1 - p is summed up from the other outputs."""
+    rows = np.arange(len(y))
+    gamma, least = np.asarray(options["gamma"], z.dtype), np.finfo(z.dtype).tiny
+    shifted = z - np.max(z, axis=1, keepdims=True)
+    exponentials = np.exp(shifted)
+    mine = exponentials[rows, y]
+    exponentials[rows, y] = 0
+    others = np.sum(exponentials, axis=1)
+    total = mine + others
+    p, u = mine / total, others / total
+    cost = np.where(others <= mine, np.log1p(others / mine), np.log(total) - shifted[rows, y])
+    power = np.maximum(u, least) ** gamma
+    slope = power * (u + gamma * p * cost)
+    gradient = (slope / np.maximum(others, least))[:, None] * exponentials
+    gradient[rows, y] = -slope
+    return power * cost, gradient
+
+
+def _hinge(z: Array, y: Array, options: LossOptions) -> tuple[Array, Array]:
+    """``max(0, 1 + z[o] - z[y])`` of the largest other output z[o]; of several, the first.
+
+    Crammer and Singer, "On the algorithmic implementation of multiclass kernel-based vector machines",
+    JMLR 2, 2001.
+    """
+    rows = np.arange(len(y))
+    others = z.copy()
+    others[rows, y] = -np.inf
+    best = np.argmax(others, axis=1)
+    lack = 1 + z[rows, best] - z[rows, y]
+    gradient = np.zeros_like(z)
+    gradient[rows, best] = lack > 0
+    gradient[rows, y] = -gradient[rows, best]
+    return np.maximum(lack, 0), gradient
 
 
 LOSSES: dict[str, Loss] = {
@@ -261,9 +348,15 @@ LOSSES: dict[str, Loss] = {
     "mae": Loss(_mae),
     "huber": Loss(_huber, defaults={"delta": 1.0}),
     "quantile": Loss(_quantile, defaults={"quantile": 0.5}),
-    "poisson": Loss(_poisson, link="exp"),
-    "binary_cross_entropy": Loss(_binary_cross_entropy, link="sigmoid"),
-    "cross_entropy": Loss(_cross_entropy, link="softmax"),
+    "poisson": Loss(_poisson, "counts", "exp"),
+    "gamma": Loss(_gamma, "positive", "exp"),
+    "gaussian_nll": Loss(_gaussian_nll, "values", "gaussian", {"floor": 1e-6}, outputs_per_target=2),
+    "binary_cross_entropy": Loss(_binary_cross_entropy, "probabilities", "sigmoid", {"label_smoothing": 0.0}),
+    "binary_focal": Loss(_binary_focal, "probabilities", "sigmoid", {"gamma": 2.0}),
+    "binary_hinge": Loss(_binary_hinge, "signs"),
+    "cross_entropy": Loss(_cross_entropy, "labels", "softmax", {"label_smoothing": 0.0}),
+    "focal": Loss(_focal, "labels", "softmax", {"gamma": 2.0}),
+    "hinge": Loss(_hinge, "labels"),
 }
 
 
@@ -273,11 +366,18 @@ def _softmax(z: Array) -> Array:
     return probabilities
 
 
-LINKS: dict[str, Callable[[Array], Array]] = {
-    "identity": lambda z: z,
-    "exp": np.exp,
-    "sigmoid": _sigmoid,
-    "softmax": _softmax,
+def _gaussian(z: Array, options: LossOptions) -> Array:
+    """Means, and variances from their logarithms."""
+    m, s = np.split(z, 2, axis=1)
+    return np.hstack([m, np.exp(s) + np.asarray(options["floor"], z.dtype)])
+
+
+LINKS: dict[str, Callable[[Array, LossOptions], Array]] = {
+    "identity": lambda z, options: z,
+    "exp": lambda z, options: np.exp(z),
+    "sigmoid": lambda z, options: _sigmoid(z),
+    "softmax": lambda z, options: _softmax(z),
+    "gaussian": _gaussian,
 }
 
 # --------------------------------------------------------------------------------------------------
@@ -457,13 +557,21 @@ def _loss(plan: Plan, output: Array, y: Array) -> tuple[Array, Array]:
     return loss.value_and_gradient(output, y, {**loss.defaults, **plan.loss_options})
 
 
-def _shares(weight: Array | None, n: int) -> Array:
-    """What each row contributes to the mean, float64; nothing if all weights are zero."""
-    if weight is None:
-        return np.full(n, 1 / n)
-    weight = weight.astype(np.float64)
-    total = np.sum(weight)
-    return weight / total if total > 0 else np.zeros(n)
+def _mean_loss(plan: Plan, output: Array, y: Array, weight: Array | None) -> tuple[float, Array]:
+    """The loss of a batch and its gradient with respect to the outputs."""
+    if plan.custom_loss is not None:
+        return plan.custom_loss(y, output, weight)
+    row_losses, gradient = _loss(plan, output, y)
+    shares = shares_of(weight, len(output))
+    return float(shares @ row_losses), gradient * shares.astype(gradient.dtype)[:, None]
+
+
+def _linked(plan: Plan, output: Array) -> Array:
+    """Predictions."""
+    if plan.custom_loss is not None:
+        return output
+    loss = LOSSES[plan.loss]
+    return LINKS[loss.link](output, {**loss.defaults, **plan.loss_options})
 
 
 def _batch_l2(plan: Plan, weight: Array | None, n: int) -> float:
@@ -511,7 +619,7 @@ def trace(
     X
         Inputs, (B, n_in).
     y
-        Targets: int32 (B,) for cross_entropy, else (B, n_out).
+        Targets, as an `Engine` takes them.
     weight
         Sample weights, (B,), or None.
     shift, scale
@@ -528,13 +636,11 @@ def trace(
         One entry per layer, first layer first.
     """
     passes = list(_forward(plan, parameters, _transform(X, shift, scale), masks))
-    row_losses, gradient = _loss(plan, passes[-1][2], y)
-    shares = _shares(weight, len(X))
+    loss, gradient = _mean_loss(plan, passes[-1][2], y, weight)
     l2 = _batch_l2(plan, weight, len(X))
-    loss = float(shares @ row_losses) + _penalty(plan, parameters, l2)
+    loss += _penalty(plan, parameters, l2)
 
     layers: list[LayerTrace] = []
-    gradient = gradient * shares.astype(gradient.dtype)[:, None]
     for index in reversed(range(len(passes))):
         layer, (x, z, a) = plan.layers[index], passes[index]
         W = parameters[f"{layer.name}.W"]
@@ -624,14 +730,16 @@ class NumpyEngine(Engine):
     @np.errstate(all="ignore")
     def predict(self, X: Array, out: Array) -> None:
         """Write the linked outputs of all rows into out."""
-        link = LINKS[LOSSES[self.plan.loss].link]
         for rows in self._blocks(len(X)):
-            out[rows] = link(self._output(X[rows]))
+            out[rows] = _linked(self.plan, self._output(X[rows]))
 
     @np.errstate(all="ignore")
     def evaluate(self, X: Array, y: Array, weight: Array | None, out: Array | None = None) -> float:
         """Mean loss of all rows without the l2 penalty; predictions go into out if given."""
-        link = LINKS[LOSSES[self.plan.loss].link]
+        if self.plan.custom_loss is not None:  # of all rows at once
+            out = np.empty((len(X), self.plan.n_out), self.plan.dtype) if out is None else out
+            self.predict(X, out)
+            return self.plan.custom_loss(y, out, weight)[0]
         loss_sum = weight_sum = 0.0
         for rows in self._blocks(len(X)):
             output = self._output(X[rows])
@@ -640,7 +748,7 @@ class NumpyEngine(Engine):
             loss_sum += float(w @ row_losses)
             weight_sum += float(np.sum(w))
             if out is not None:
-                out[rows] = link(output)
+                out[rows] = _linked(self.plan, output)
         return loss_sum / weight_sum if weight_sum > 0 else 0.0
 
     @np.errstate(all="ignore")
@@ -699,7 +807,13 @@ class NumpyEngine(Engine):
                         return TrainResult(losses, interrupted=True)
                     x, w = X[rows], None if weight is None else weight[rows]
                     batch_weight = float(len(x) if w is None else np.sum(w, dtype=np.float64))
-                    batch_loss = self.step(x, y[rows], w, float(rates[epoch, min(batch, rates.shape[1] - 1)]))
+                    rate = float(rates[epoch, min(batch, rates.shape[1] - 1)])
+                    try:
+                        batch_loss = self.step(x, y[rows], w, rate)
+                    except Exception as error:
+                        if self.plan.custom_loss is None:
+                            raise
+                        return TrainResult(losses, interrupted=True, raised=error)
                     loss_sum += batch_loss * batch_weight
                     weight_sum += batch_weight
                 loss = loss_sum / weight_sum if weight_sum > 0 else 0.0

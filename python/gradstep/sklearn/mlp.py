@@ -21,7 +21,7 @@ from gradstep.sklearn.labels import learn_labels, numbers_of
 from gradstep.sklearn.objective import Objective, squared_error
 from gradstep.sklearn.settings import Settings
 
-LOSSES = ("squared_error", "poisson", "mae", "huber", "quantile")
+LOSSES = ("squared_error", "poisson", "gamma", "mae", "huber", "quantile")
 """Names of the regressor's losses."""
 
 
@@ -407,8 +407,8 @@ class MLPRegressor(RegressorMixin, Perceptron):  # type: ignore[misc]
     loss : str or Loss, default "squared_error"
         With d = prediction - y: squared_error is d^2 / 2, mae is abs(d), huber is d^2 / 2 up to 1 and linear
         beyond (`gradstep.Huber` has other limits), quantile is the median's (`gradstep.Quantile` has others;
-        several of them for a single target give one output each), poisson is half the deviance of counts,
-        whose predictions are exponentials.
+        several of them for a single target give one output each), poisson is half the deviance of counts
+        and gamma that of positive values, whose predictions are exponentials.
     hidden_layer_sizes : int or sequence of int, default (100,)
         Widths of the hidden layers; empty for linear regression.
     activation, solver, alpha, batch_size : optional
@@ -572,10 +572,12 @@ class MLPRegressor(RegressorMixin, Perceptron):  # type: ignore[misc]
 
     def _learn_targets(self, y: Any, settings: Settings, *, first: bool, incremental: bool) -> int:
         loss = self._engine_loss()
-        if loss.is_classification:
-            raise ValueError(f"loss must be one for regression, such as squared_error, got {loss.name!r}")
+        if loss.name not in (*LOSSES, "mse"):
+            raise ValueError(f"loss must be one of the estimator's, such as squared_error, got {loss.name!r}")
         if loss.name == "poisson" and y.min() < 0:
             raise ValueError(f"y must not be negative for the loss 'poisson', got {y.min()}")
+        if loss.name == "gamma" and y.min() < np.finfo(y.dtype if y.dtype.kind == "f" else np.float64).tiny:
+            raise ValueError(f"y must be positive for the loss 'gamma', got {y.min()}")
         targets = 1 if y.ndim == 1 else int(y.shape[1])
         several = [len(v) for v in loss.engine_options.values() if isinstance(v, tuple)]
         if several and targets not in (1, *several):
@@ -589,7 +591,7 @@ class MLPRegressor(RegressorMixin, Perceptron):  # type: ignore[misc]
         loss = self._engine_loss()
         if loss.name == "mse":
             return squared_error(outputs)
-        return Objective(loss.name, "exp" if loss.name == "poisson" else "identity", loss.engine_options)
+        return Objective(loss.name, "exp" if loss.has_link else "identity", loss.engine_options)
 
     def _encoded_targets(self, y: Any, dtype: str) -> Array:
         columns = y.reshape(len(y), -1)

@@ -325,8 +325,8 @@ class TabularRegressor(RegressorMixin, Tabular):  # type: ignore[misc]
     Parameters
     ----------
     loss : str or Loss, default "squared_error"
-        As for `MLPRegressor`, in units of the target's standard deviation; the target of poisson stays as it
-        is.
+        As for `MLPRegressor`, in units of the target's standard deviation; the targets of poisson and gamma
+        stay as they are.
     hidden_layer_sizes, activation, alpha, batch_size, learning_rate_init, max_iter : optional
         As for `TabularClassifier`, and so are all that follow.
     n_iter_no_change, validation_fraction, max_categories, random_state, n_jobs, backend, verbose : optional
@@ -399,7 +399,7 @@ class TabularRegressor(RegressorMixin, Tabular):  # type: ignore[misc]
 
     def _network_targets(self, y: Array, weight: Array | None) -> Array:
         self.target_mean_, self.target_scale_ = 0.0, 1.0
-        if MLPRegressor(self.loss)._engine_loss().name != "poisson":
+        if not MLPRegressor(self.loss)._engine_loss().has_link:
             self.target_mean_ = float(np.average(y, weights=weight))
             deviation = float(np.sqrt(np.average(np.square(y - self.target_mean_), weights=weight)))
             self.target_scale_ = deviation if deviation > 0 else 1.0
@@ -409,7 +409,7 @@ class TabularRegressor(RegressorMixin, Tabular):  # type: ignore[misc]
         return (y - self.target_mean_) / self.target_scale_
 
     def _in_target_units(self, network: Network) -> Network:
-        if network.loss.has_link:  # poisson's targets are as they were
+        if network.loss.has_link:  # targets are as they were
             return network
         statistics = {
             "mode": "standardize",
