@@ -32,6 +32,7 @@ from gradstep.schedules import (
     Schedule,
     StepDecay,
 )
+from gradstep.sources import ArraySource, ParquetSource, Piece, Source
 from gradstep.tracing import Trace
 from gradstep.training import DivergenceError
 from gradstep.version import __version__
@@ -46,6 +47,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "ArraySource",
     "Callback",
     "Cosine",
     "Dense",
@@ -67,10 +69,13 @@ __all__ = [
     "Network",
     "OneCycle",
     "Optimizer",
+    "ParquetSource",
+    "Piece",
     "Quantile",
     "RMSprop",
     "ReduceOnPlateau",
     "Schedule",
+    "Source",
     "StepDecay",
     "TableEncoder",
     "Trace",
