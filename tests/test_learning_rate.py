@@ -18,15 +18,17 @@ SIGNAL = np.sin(X[:, 0]) + X[:, 1]
 def targets(kind):
     if kind == "labels":
         return np.digitize(SIGNAL, [-0.7, 0.7])
-    if kind == "probabilities":
+    if kind in ("probabilities", "signs"):
         return np.stack([SIGNAL > 0, SIGNAL > 0.5, SIGNAL > 1], axis=1).astype(float)
+    if kind == "positive":
+        return RNG.gamma(5.0, np.exp(np.stack([SIGNAL] * 3, axis=1)))
     if kind == "counts":
         return RNG.poisson(np.exp(np.stack([SIGNAL] * 3, axis=1)))
     return np.stack([SIGNAL, -SIGNAL, 2 * SIGNAL], axis=1)
 
 
 def network(loss="mse", optimizer="adam", **options):
-    layers = [gs.Dense(32, "relu"), gs.Dense(3)]
+    layers = [gs.Dense(32, "relu"), gs.Dense(3 * LOSSES[loss].outputs_per_target)]
     return gs.Network(layers, loss=loss, optimizer=optimizer, preprocessing="standardize", **options)
 
 
@@ -43,7 +45,7 @@ def test_the_suggestion_trains_with_every_optimizer(optimizer):
     assert net.fit(X, y, epochs=20, batch_size=32, verbose=0).loss[-1] < 0.4 * found.smoothed[0]
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", sorted(set(LOSSES) - {"custom"}))
 def test_the_suggestion_trains_with_every_loss(loss):
     net = network(loss)
     y = targets(loss_from_config({"name": loss}).target_kind)

@@ -32,6 +32,16 @@ from gradstep.optimizers import (
     Optimizer,
     RMSprop,
 )
+from gradstep.schedules import (
+    Cosine,
+    ExponentialDecay,
+    InverseScaling,
+    LinearWarmup,
+    OneCycle,
+    Schedule,
+    StepDecay,
+)
+from gradstep.sources import ArraySource, ParquetSource, Piece, Source
 from gradstep.tracing import Trace
 from gradstep.training import DivergenceError
 from gradstep.version import __version__
@@ -60,6 +70,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "ArraySource",
     "BinaryCrossEntropy",
     "BinaryFocal",
     "CSVLog",
@@ -91,10 +102,13 @@ __all__ = [
     "Network",
     "OneCycle",
     "Optimizer",
+    "ParquetSource",
+    "Piece",
     "Quantile",
     "RMSprop",
     "ReduceOnPlateau",
     "Schedule",
+    "Source",
     "StepDecay",
     "TableEncoder",
     "TensorBoard",

@@ -14,7 +14,8 @@ import numpy as np
 from gradstep.backends.base import Array
 from gradstep.network import Network
 from gradstep.random import permutation
-from gradstep.training import DivergenceError, Rows
+from gradstep.streaming import Rows
+from gradstep.training import DivergenceError
 from gradstep.validation import check_batch_size, check_integer, check_real
 
 if TYPE_CHECKING:

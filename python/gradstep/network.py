@@ -21,11 +21,13 @@ from gradstep.layers import Input, Layer
 from gradstep.losses import Loss, is_lost
 from gradstep.metrics import Metric, MetricLike, check_metrics, try_metrics
 from gradstep.names import check_name
-from gradstep.optimizers import Optimizer
-from gradstep.preprocessing import Transform, fit_transform
+from gradstep.optimizers import MINI_BATCH, Optimizer
+from gradstep.preprocessing import PREPROCESSING, RunningStatistics, Transform, fit_transform, transform_of
+from gradstep.sources import WINDOW_BYTES, Batches, Piece, Source
 from gradstep.specification import Specification, arguments_from_config
+from gradstep.streaming import BalancedFeed, BatchFeed, Feed, Rows, WindowFeed
 from gradstep.tracing import Trace
-from gradstep.training import DivergenceError, Job, Rows, Training
+from gradstep.training import DivergenceError, Job, Training
 from gradstep.validation import (
     BLOCK_ELEMENTS,
     TARGET_CHECKS,
@@ -37,6 +39,7 @@ from gradstep.validation import (
     check_inputs,
     check_integer,
     check_weight,
+    check_weight_part,
     numeric_array,
 )
 
@@ -45,6 +48,9 @@ if TYPE_CHECKING:
 
 SMALL_BATCH = 256
 """Rows up to which labels are quicker checked as Python integers than by numpy."""
+
+SAMPLING = ("all", "balanced")
+"""Which rows an epoch visits."""
 
 
 class Network:
@@ -410,8 +416,8 @@ class Network:
 
         Parameters
         ----------
-        X : array_like, (n, n_in)
-            Training rows.
+        X : array_like, (n, n_in), or Source
+            Training rows. A source is read through once, and brings its targets.
         y : array_like, optional
             Their targets, needed for ``target_preprocessing="standardize"``.
 
@@ -420,6 +426,10 @@ class Network:
         TypeError, ValueError
             If X or y is not as `fit` needs it.
         """
+        if isinstance(X, Source):
+            _check_alone(X, y, None, None, "all")
+            self._prepare_from(X)
+            return
         source = self._encoded(X)
         X = self._check_inputs(source)
         if (
@@ -440,12 +450,49 @@ class Network:
             input_transform = fit_transform(self._specification.preprocessing, exact, self.dtype, "X")
         if target_transform is None and y is not None:
             target_transform = fit_transform(self._specification.target_preprocessing, y, "float64", "y")
+        return self._adopt(X.shape[1], input_transform, target_transform)
+
+    def _adopt(
+        self, n_in: int, input_transform: Transform | None, target_transform: Transform | None
+    ) -> Engine:
+        """The engine for rows of a width, with these statistics from now on."""
         if self._engine is None:
-            plan = self._specification.plan(X.shape[1]) if self._plan is None else self._plan
+            plan = self._specification.plan(n_in) if self._plan is None else self._plan
             self._start_engine(plan, self._specification.initial_parameters(plan))
         self._input_transform, self._target_transform = input_transform, target_transform
         self._refresh()
         return self._built()
+
+    def _prepare_from(self, source: Source | Batches) -> Engine:
+        """Engine and statistics from one pass over a source, or from its first piece where that is enough."""
+        if self._engine is not None and self._is_prepared():
+            return self._engine
+        if self._is_prepared():
+            piece = (
+                source.first() if isinstance(source, Batches) else next(source.pieces(encoder=self.encoder))
+            )
+            n_in = self._check_piece(piece).X.shape[1]
+            return self._adopt(n_in, self._input_transform, self._target_transform)
+        if isinstance(source, Batches) and source.once:
+            raise ValueError(
+                "the statistics of the preprocessing need a pass of their own over the batches, which can be "
+                "read only once: call prepare(X, y) first, or give a function that returns an iterator"
+            )
+        modes = self._specification.preprocessing, self._specification.target_preprocessing
+        inputs, targets = (_PieceStatistics(mode) for mode in modes)
+        n_in = self.n_in
+        for piece in source.pieces() if isinstance(source, Batches) else source.pieces(encoder=self.encoder):
+            X = self._encoded(piece.X)
+            rows = self._check_piece(piece._replace(X=X), n_in)
+            n_in = rows.X.shape[1]
+            inputs.add(X)
+            targets.add(rows.y)
+        assert n_in is not None
+        return self._adopt(
+            n_in,
+            self._input_transform or inputs.transform(self.dtype, "X"),
+            self._target_transform or targets.transform("float64", "y"),
+        )
 
     # ----------------------------------------------------------------------------------------------
     # Arguments.
@@ -473,6 +520,19 @@ class Network:
         X = self._check_inputs(X)
         return Rows(X, self._check_y(y, len(X)), check_weight(sample_weight, self.dtype, len(X)))
 
+    def _check_piece(self, piece: Piece, n_in: int | None = None) -> Rows:
+        """The rows of a source's piece, checked; errors say where they are from."""
+        try:
+            X = self._check_inputs(piece.X, n_in=n_in)
+            y = self._check_y(piece.y, len(X))
+            return Rows(X, y, check_weight_part(piece.weight, self.dtype, len(X)))
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{piece.place}: {error}") from None
+
+    def _feed_piece(self, piece: Piece) -> Rows:
+        return self._network_units(self._check_piece(piece))
+
     def _check_validation(self, data: Any, n_in: int) -> Rows | None:
         if data is None:
             return None
@@ -499,7 +559,7 @@ class Network:
     def fit(
         self,
         X: Any,
-        y: Any,
+        y: Any = None,
         *,
         epochs: int = 10,
         batch_size: int | None = None,
@@ -507,6 +567,7 @@ class Network:
         class_weight: Mapping[Any, float] | str | None = None,
         validation_data: Any = None,
         shuffle: bool = True,
+        sampling: str = "all",
         schedule: ScheduleLike = None,
         metrics: Sequence[MetricLike] | None = None,
         callbacks: Sequence[Callback] | None = None,
@@ -516,9 +577,11 @@ class Network:
 
         Parameters
         ----------
-        X : array_like, (n, n_in)
+        X : array_like, (n, n_in), or Source, or iterable of batches
             Finite numbers of any dtype and layout. C-contiguous arrays of the network's dtype, memory
-            maps among them, are used in place.
+            maps among them, are used in place. Without y: a `Source`, whose rows are read and shuffled in
+            windows; or an iterable of (X, y) or (X, y, sample_weight), or a function that returns one, asked
+            anew in every epoch.
         y : array_like
             (n, n_out), or (n,) for one output; for gaussian_nll (n, n_out / 2). In [0, 1] for
             binary_cross_entropy and binary_focal; -1 and 1, or 0 and 1, for binary_hinge; for cross_entropy,
@@ -528,7 +591,8 @@ class Network:
             Passes over the rows.
         batch_size : int, optional
             Rows per update, 1 to n; the last batch of an epoch may be smaller. By default 32, or all
-            rows with `GradientDescent`.
+            rows with `GradientDescent`. Without it, every batch of an iterable is an update, in its order;
+            with it, their rows are put together and treated as those of a source.
         sample_weight : array_like, (n,), optional
             Weights of the rows in the loss, not negative.
         class_weight : dict or "balanced", optional
@@ -540,6 +604,9 @@ class Network:
             (X, y) or (X, y, sample_weight), evaluated after every epoch.
         shuffle : bool, default True
             Visit the rows in a new order every epoch, which depends on seed and epoch alone.
+        sampling : {"all", "balanced"}
+            Whether an epoch visits every row once, or draws as many with replacement, so that every class is
+            equally likely.
         schedule : Schedule or callable, optional
             Factors of the learning rate, update by update: a `Schedule`, or a function of the number of
             updates in this call, from 0.
@@ -566,32 +633,47 @@ class Network:
         DivergenceError
             If a loss or parameter became NaN or infinite; the network keeps its last good parameters.
         """
-        X = self._encoded(X)
-        rows = self._check_rows(X, y, sample_weight)
-        if class_weight is not None:
-            factors = class_factors(class_weight, self.loss.target_kind, rows.y, self.n_out, self.classes)
-            rows = replace(rows, weight=weight_of_classes(factors, sample_weight, self.dtype))
-        n, n_in = rows.X.shape
-        validation = self._check_validation(validation_data, n_in)
         epochs = check_integer("epochs", epochs, minimum=1)
-        batch_size = check_batch_size(batch_size, n, self.optimizer.default_batch_size(n))
         shuffle = check_flag("shuffle", shuffle)
+        sampling = check_name("sampling", sampling, SAMPLING)
         schedule = _check_schedule(schedule)
-        weighted = rows.weight is not None or (validation is not None and validation.weight is not None)
-        checked = self._check_metrics(metrics, weighted)
         callbacks = _check_callbacks(callbacks)
         verbose = check_integer("verbose", int(verbose) if isinstance(verbose, bool) else verbose, minimum=0)
-
         with self._unchanged_on_error():
-            engine = self._prepare(rows.X, rows.y, X)
+            rows: Rows | Feed
+            whole: Rows | None = None  # the rows, where they are at hand
+            if y is None or isinstance(X, Source):
+                _check_alone(X, y, sample_weight, class_weight, sampling)
+                source = X if isinstance(X, Source) else Batches(X, epochs)
+                engine = self._prepare_from(source)
+                rows = self._feed(source, epochs, batch_size, shuffle)
+                _check_total(schedule, rows)
+                validation = self._check_validation(validation_data, self.plan.n_in)
+            else:
+                X = self._encoded(X)
+                data = self._check_rows(X, y, sample_weight)
+                if class_weight is not None:
+                    factors = class_factors(
+                        class_weight, self.loss.target_kind, data.y, self.n_out, self.classes
+                    )
+                    data = data._replace(weight=weight_of_classes(factors, sample_weight, self.dtype))
+                n, n_in = data.X.shape
+                validation = self._check_validation(validation_data, n_in)
+                batch_size = check_batch_size(batch_size, n, self.optimizer.default_batch_size(n))
+                engine = self._prepare(data.X, data.y, X)
+                rows = whole = self._network_units(data)
+                if sampling == "balanced":
+                    rows = self._balanced(rows, batch_size, shuffle)
             if validation is not None:
                 self._network_units(validation, "validation_data[1]")
-            measured = rows if metrics is not None and checked else None
+            weighted = any(part is not None and part.weight is not None for part in (whole, validation))
+            checked = self._check_metrics(metrics, weighted)
+            measured = whole if metrics is not None and checked else None
             self._try_metrics(engine, checked, measured or validation)
             job = Job(
-                rows=self._network_units(rows),
+                rows=rows,
                 epochs=epochs,
-                batch_size=batch_size,
+                batch_size=batch_size or 1,
                 shuffle=shuffle,
                 measure=self._measure(engine, checked, measured, validation),
                 callbacks=callbacks,
@@ -602,6 +684,56 @@ class Network:
             )
             training = Training(self, engine, job)
         return training.run()
+
+    def _feed(self, source: Source | Batches, epochs: int, batch_size: int | None, shuffle: bool) -> Feed:
+        """What trains on a source in windows, or on each batch of an iterable."""
+        if isinstance(source, Batches) and batch_size is None:
+            return BatchFeed(source, self._feed_piece)
+        n = len(source) if isinstance(source, Source) else None
+        width = self.plan.n_in + (1 if self.loss.target_kind == "labels" else self.n_out) + 1
+        window_bytes = source.window_bytes if isinstance(source, Source) else WINDOW_BYTES
+        window_rows = max(1, window_bytes // (self._dtype.itemsize * width))
+        if n is None:
+            batch_size = check_integer("batch_size", batch_size, minimum=1)
+        else:
+            default = self.optimizer.default_batch_size(n)
+            if batch_size is None and default > max(window_rows, MINI_BATCH):
+                raise ValueError(
+                    f"batch_size must be given: by default {self.optimizer.name} takes all {n} rows at once, "
+                    f"but a window holds {window_rows}"
+                )
+            batch_size = check_batch_size(batch_size, n, default)
+            window_rows = min(window_rows, n + batch_size)
+        return WindowFeed(
+            source=source,
+            check=self._feed_piece,
+            encoder=self.encoder,
+            dtype=self.dtype,
+            n_rows=n,
+            window_rows=max(1, window_rows // batch_size) * batch_size,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=self.seed,
+            epochs=range(self.epochs_trained, self.epochs_trained + epochs),
+        )
+
+    def _balanced(self, rows: Rows, batch_size: int, shuffle: bool) -> Feed:
+        """What draws the rows of every epoch class by class."""
+        if not shuffle:
+            raise ValueError("shuffle must be True with sampling='balanced', which draws rows at random")
+        labels = rows.y
+        if self.loss.target_kind != "labels":
+            if (
+                self.loss.target_kind != "probabilities"
+                or self.n_out > 1
+                or ((labels != 0) & (labels != 1)).any()
+            ):
+                raise ValueError(
+                    "sampling='balanced' needs classes: labels with cross_entropy, or one output of 0 and 1 "
+                    "with binary_cross_entropy"
+                )
+            labels = labels[:, 0].astype(np.int32)
+        return BalancedFeed(rows, labels, batch_size, self.seed)
 
     @contextlib.contextmanager
     def _unchanged_on_error(self) -> Iterator[None]:
@@ -968,6 +1100,54 @@ def _check_schedule(schedule: object) -> ScheduleLike:
     from gradstep.schedules import check_schedule  # not at every start of a program
 
     return check_schedule("schedule", schedule)
+
+
+class _PieceStatistics:
+    """Statistics of rows that come in pieces, as a preprocessing needs them."""
+
+    def __init__(self, mode: str) -> None:
+        self._mode = mode
+        self._running: RunningStatistics | None = None
+        self._dtype = np.dtype(np.float16)
+
+    def add(self, values: Any) -> None:
+        """Take in the rows of a piece, as exact as they were given."""
+        if PREPROCESSING[self._mode] is None:
+            return
+        array = as_numbers("X", values)
+        self._running = self._running or RunningStatistics(array.shape[1])
+        self._dtype = np.result_type(self._dtype, array.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._running.add(array)
+
+    def transform(self, dtype: str, argument: str) -> Transform | None:
+        """The transform for all rows."""
+        if self._running is None:
+            return None
+        return transform_of(self._mode, self._running.result(), self._dtype, dtype, argument)
+
+
+def _check_alone(X: Any, y: Any, sample_weight: Any, class_weight: Any, sampling: str) -> None:
+    if y is not None:
+        raise TypeError("y must not be given with a source, which has its own targets")
+    if sample_weight is not None:
+        raise TypeError("sample_weight must be part of the source or of its batches (X, y, sample_weight)")
+    if class_weight is not None:
+        raise TypeError("class_weight needs X and y in memory or mapped into it, not a source")
+    if sampling != "all":
+        raise ValueError(f"sampling={sampling!r} needs X and y in memory or mapped into it, not a source")
+
+
+def _check_total(schedule: ScheduleLike, feed: Feed) -> None:
+    if schedule is None or feed.steps is not None:
+        return
+    from gradstep.schedules import needs_total
+
+    if needs_total(schedule):
+        raise ValueError(
+            "this schedule takes the length of the whole training, but the number of batches is not known: "
+            "give it a number of steps, or the iterable a __len__"
+        )
 
 
 def _check_callbacks(callbacks: Any) -> tuple[Callback, ...]:

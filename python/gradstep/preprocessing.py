@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +27,64 @@ class ColumnStatistics:
     maximum: Array
 
 
+class RunningStatistics:
+    """Statistics of all columns in one pass over rows that come in pieces.
+
+    Blocks are merged as in Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
+    computing sample variances", 1979. How the rows are cut into pieces does not change a bit.
+
+    Parameters
+    ----------
+    width
+        Number of columns.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._rows = max(1, BLOCK_ELEMENTS // width)
+        self._rest = np.empty((0, width))
+        self._count = 0
+        self._mean, self._squares = np.zeros(width), np.zeros(width)
+        self._minimum, self._maximum = np.full(width, np.inf), np.full(width, -np.inf)
+
+    def add(self, X: Array) -> None:
+        """Take in rows, (n, width), any real dtype, finite."""
+        filling = min(len(X), -len(self._rest) % self._rows)
+        if filling:
+            self._rest = np.concatenate([self._rest, X[:filling]], dtype=np.float64)
+        if len(self._rest) == self._rows:
+            self._merge(self._rest)
+            self._rest = self._rest[:0]
+        stop = filling + (len(X) - filling) // self._rows * self._rows
+        for start in range(filling, stop, self._rows):
+            self._merge(X[start : start + self._rows].astype(np.float64))
+        if stop < len(X):
+            self._rest = X[stop:].astype(np.float64)
+
+    def _merge(self, block: Array) -> None:
+        count, total = self._count, self._count + len(block)
+        block_mean = block.mean(axis=0)
+        delta = block_mean - self._mean
+        self._squares += np.square(block - block_mean).sum(axis=0) + delta**2 * (count * len(block) / total)
+        self._mean += delta * (len(block) / total)
+        self._minimum = np.minimum(self._minimum, block.min(axis=0))
+        self._maximum = np.maximum(self._maximum, block.max(axis=0))
+        self._count = total
+
+    def result(self) -> ColumnStatistics:
+        """Of all rows so far, at least one; no more can be added."""
+        if len(self._rest):
+            self._merge(self._rest)
+            self._rest = self._rest[:0]
+        constant = self._minimum == self._maximum
+        deviation = np.where(constant, 0.0, np.sqrt(self._squares / self._count))
+        mean = np.where(constant, self._minimum, self._mean)
+        return ColumnStatistics(mean, deviation, self._minimum, self._maximum)
+
+
 def column_statistics(X: Array) -> ColumnStatistics:
     """Statistics of all columns in one pass over the rows.
 
-    Blocks are merged as in Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
-    computing sample variances", 1979. The deviation divides by n.
+    The deviation divides by n.
 
     Parameters
     ----------
@@ -43,27 +96,9 @@ def column_statistics(X: Array) -> ColumnStatistics:
     ColumnStatistics
         A constant column has exactly its value as mean, and a deviation of 0.
     """
-    width = X.shape[1]
-    mean, squares = np.zeros(width), np.zeros(width)
-    minimum, maximum = np.full(width, np.inf), np.full(width, -np.inf)
-    count = 0
-    for block in _blocks(X):
-        block_mean = block.mean(axis=0)
-        delta = block_mean - mean
-        total = count + len(block)
-        squares += np.square(block - block_mean).sum(axis=0) + delta**2 * (count * len(block) / total)
-        mean += delta * (len(block) / total)
-        minimum = np.minimum(minimum, block.min(axis=0))
-        maximum = np.maximum(maximum, block.max(axis=0))
-        count = total
-    constant = minimum == maximum
-    deviation = np.where(constant, 0.0, np.sqrt(squares / count))
-    return ColumnStatistics(np.where(constant, minimum, mean), deviation, minimum, maximum)
-
-
-def _blocks(X: Array) -> Iterator[Array]:
-    rows = max(1, BLOCK_ELEMENTS // X.shape[1])
-    return (X[start : start + rows].astype(np.float64) for start in range(0, len(X), rows))
+    running = RunningStatistics(X.shape[1])
+    running.add(X)
+    return running.result()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -140,11 +175,21 @@ def fit_transform(mode: str, rows: Array, dtype: str, argument: str) -> Transfor
     ValueError
         If the dtype cannot hold the range of a column, or not tell its values apart.
     """
+    if PREPROCESSING[mode] is None:
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        statistics = column_statistics(rows)
+    return transform_of(mode, statistics, rows.dtype, dtype, argument)
+
+
+def transform_of(
+    mode: str, statistics: ColumnStatistics, given: np.dtype[Any], dtype: str, argument: str
+) -> Transform | None:
+    """The transform of a mode for the statistics of rows given in a dtype; else as `fit_transform`."""
     make = PREPROCESSING[mode]
     if make is None:
         return None
     with np.errstate(over="ignore", invalid="ignore"):
-        statistics = column_statistics(rows)
         transform = make(statistics)
         span = statistics.maximum - statistics.minimum
     limits = np.finfo(dtype)
@@ -156,7 +201,7 @@ def fit_transform(mode: str, rows: Array, dtype: str, argument: str) -> Transfor
             f"preprocessing {mode!r} cannot span the values of column {column} of {argument}: "
             f"their range must be below {limits.max / 4:.2g} for {dtype}"
         )
-    if np.finfo(rows.dtype if rows.dtype.kind == "f" else np.float64).eps < limits.eps:
+    if np.finfo(given if given.kind == "f" else np.float64).eps < limits.eps:
         _check_resolution(statistics, dtype, argument)
     return transform
 

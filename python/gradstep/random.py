@@ -17,6 +17,10 @@ SHUFFLE_STREAM = 0
 """Value of the last counter word when rows are shuffled."""
 DROPOUT_STREAM = 1
 """Value of the last counter word for the dropout of the first layer; the others count on from it."""
+BALANCE_STREAM = 0xFFFFFFFE
+"""Value of the last counter word when rows are drawn class by class."""
+WINDOW_STREAM = 0xFFFFFFFF
+"""Value of the last counter word for the seeds of the windows of an epoch."""
 
 _LOW = 0xFFFFFFFF
 
@@ -109,6 +113,70 @@ def permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
         A permutation of 0 .. n - 1, int64, (n,).
     """
     return np.argsort(sort_keys(n, seed, epoch), kind="stable").astype(np.int64, copy=False)
+
+
+def window_seed(seed: int, epoch: int, window: int) -> int:
+    """Seed of the shuffle within one window of an epoch that is too large to be shuffled at once.
+
+    The first two words of the Philox block with counter (window low, window high, epoch, stream), low word
+    first.
+
+    Parameters
+    ----------
+    seed
+        Seed of the run, 64 bits.
+    epoch
+        Number of the epoch, counted from the network's first; only its lowest 32 bits count.
+    window
+        Number of the window in its epoch, from 0; -1 for the order in which the epoch reads its chunks.
+
+    Returns
+    -------
+    int
+        64 bits.
+    """
+    counter = (window & _LOW, (window >> 32) & _LOW, epoch & _LOW, WINDOW_STREAM)
+    words = philox(counter, (seed & _LOW, (seed >> 32) & _LOW))
+    return int(words[0]) | int(words[1]) << 32
+
+
+def balanced_order(labels: NDArray[np.integer], seed: int, epoch: int) -> NDArray[np.int64]:
+    """Rows of an epoch, drawn with replacement so that every class that has rows is equally likely.
+
+    Draws 2p and 2p + 1 share the Philox block with counter (p low, p high, epoch, stream) and key (seed low,
+    seed high). The first word of a draw chooses one of K classes, ``word K / 2^32`` rounded down, and the
+    second in the same way one of its rows, which favours no row by more than n / 2^32 of its share.
+
+    Parameters
+    ----------
+    labels
+        Class of every row, not negative, (n,) with n < 2^32.
+    seed
+        Seed of the run, 64 bits.
+    epoch
+        Number of the epoch, counted from the network's first.
+
+    Returns
+    -------
+    numpy.ndarray
+        Numbers of rows, int64, (n,).
+    """
+    n = len(labels)
+    pair = np.arange((n + 1) // 2, dtype=np.uint64)
+    words = philox(
+        (pair & np.uint64(_LOW), pair >> np.uint64(32), epoch & _LOW, BALANCE_STREAM),
+        (seed & _LOW, (seed >> 32) & _LOW),
+    )
+    draws = np.stack(words, axis=1).reshape(-1, 2)[:n].astype(np.uint64)
+    by_class = np.argsort(labels, kind="stable")
+    sizes = np.bincount(labels)
+    starts = (np.cumsum(sizes) - sizes)[sizes > 0]
+    sizes = sizes[sizes > 0].astype(np.uint64)
+    half = np.uint64(32)
+    chosen = draws[:, 0] * np.uint64(len(sizes)) >> half
+    within = draws[:, 1] * sizes[chosen] >> half
+    order: NDArray[np.int64] = by_class[starts[chosen] + within.astype(np.int64)].astype(np.int64, copy=False)
+    return order
 
 
 def dropout_threshold(rate: float) -> int:

@@ -279,3 +279,10 @@ def factors_of(schedule: ScheduleLike, steps: Array, total: int, argument: str =
             f"{argument} must return positive numbers, got {factors[at]} for step {int(steps[at])}"
         )
     return factors
+
+
+def needs_total(schedule: ScheduleLike) -> bool:
+    """Whether the factors depend on the number of updates of the whole call of `fit`."""
+    if isinstance(schedule, LinearWarmup):
+        return needs_total(schedule.then)
+    return isinstance(schedule, Schedule) and getattr(schedule, "steps", 0) is None

@@ -14,6 +14,7 @@ from gradstep.backends.base import Array, Engine, TrainResult
 from gradstep.callbacks import Callback, TrainingState
 from gradstep.history import History
 from gradstep.progress import Progress, Silent, start_progress
+from gradstep.streaming import Feed, Rows
 
 if TYPE_CHECKING:
     from gradstep.network import Network
@@ -40,22 +41,11 @@ class DivergenceError(FloatingPointError, RuntimeError):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Rows:
-    """Validated rows as an engine takes them."""
-
-    X: Array
-    """Inputs, (n, n_in)."""
-    y: Array
-    """Targets as the loss needs them."""
-    weight: Array | None
-    """Sample weights, (n,), or None."""
-
-
-@dataclass(frozen=True, eq=False, repr=False)
 class Job:
     """One call of `fit`, validated."""
 
-    rows: Rows
+    rows: Rows | Feed
+    """Rows in memory, or what trains epoch by epoch on others."""
     epochs: int
     batch_size: int
     shuffle: bool
@@ -90,8 +80,12 @@ class Training:
         self.job = job
         self.history = History(first_epoch=network.epochs_trained + 1)
         self.callbacks = tuple(sorted(job.callbacks, key=lambda callback: callback.last))
-        self.each_epoch = bool(job.callbacks) or job.measure is not None
-        self.steps = -(-len(job.rows.X) // job.batch_size)
+        self.feed = job.rows if isinstance(job.rows, Feed) else None
+        self.each_epoch = bool(job.callbacks) or job.measure is not None or self.feed is not None
+        if isinstance(job.rows, Feed):
+            self.steps = job.rows.steps or 1
+        else:
+            self.steps = -(-len(job.rows.X) // job.batch_size)
         self.most_epochs = EPOCHS_PER_CALL if job.schedule is None else max(1, EPOCHS_PER_CALL // self.steps)
         self.restored = True
         self.progress: Progress = Silent()
@@ -101,6 +95,7 @@ class Training:
                 callback.on_fit_begin(self._state())
                 begun.callback(callback.on_fit_end, self._state())
             begun.pop_all()
+        self.fed = len(self.history) * self.steps  # a checkpoint may have brought epochs
 
     def run(self) -> History:
         """Run the epochs.
@@ -158,17 +153,20 @@ class Training:
     def _train(self, epochs: int) -> None:
         """One call of the engine, and what follows it."""
         rows = self.job.rows
-        result = self.engine.train(
-            rows.X,
-            rows.y,
-            rows.weight,
-            epochs=epochs,
-            batch_size=self.job.batch_size,
-            learning_rates=self._learning_rates(epochs),
-            seed=self.network.seed,
-            first_epoch=self.network.epochs_trained,
-            shuffle=self.job.shuffle,
-        )
+        if isinstance(rows, Feed):
+            result = rows.train(self.engine, self.network.epochs_trained, self._next_rates)
+        else:
+            result = self.engine.train(
+                rows.X,
+                rows.y,
+                rows.weight,
+                epochs=epochs,
+                batch_size=self.job.batch_size,
+                learning_rates=self._learning_rates(epochs),
+                seed=self.network.seed,
+                first_epoch=self.network.epochs_trained,
+                shuffle=self.job.shuffle,
+            )
         self._record(result)
         if result.raised is not None:
             raise result.raised
@@ -189,6 +187,17 @@ class Training:
         factors = factors_of(schedule, np.arange(first, first + count), self.job.epochs * self.steps)
         return rate * factors.reshape(epochs, self.steps)
 
+    def _next_rates(self, count: int) -> Array:
+        """Rates of the next updates of a feed."""
+        steps = np.arange(self.fed, self.fed + count)
+        self.fed += count
+        if self.job.schedule is None:
+            return np.full(count, self.network.learning_rate)
+        from gradstep.schedules import factors_of
+
+        factors = factors_of(self.job.schedule, steps, self.job.epochs * self.steps)
+        return self.network.learning_rate * factors
+
     def _record(self, result: TrainResult) -> None:
         if result.interrupted:
             self.history.stopped = "interrupted"
@@ -199,7 +208,8 @@ class Training:
             return
         self.network.epochs_trained += len(result.losses)
         self.history.loss.extend(result.losses)
-        self.history.samples += len(result.losses) * len(self.job.rows.X)
+        rows = self.job.rows
+        self.history.samples += len(result.losses) * (len(rows.X) if isinstance(rows, Rows) else rows.rows)
         newest = {"loss": result.losses[-1], **self._measure()}
         self.progress.update(len(self.history), newest)
 
@@ -220,7 +230,7 @@ class Training:
             job.metric_names,
             callbacks=self.callbacks,
             arguments={
-                "rows": len(job.rows.X),
+                "rows": len(job.rows.X) if isinstance(job.rows, Rows) else None,
                 "batch_size": job.batch_size,
                 "shuffle": job.shuffle,
                 "schedule": job.schedule,
@@ -239,6 +249,8 @@ class Training:
         with contextlib.ExitStack() as stack:  # every callback ends, whatever another one raises
             stack.callback(self.progress.close)
             stack.callback(self._note_interruption)
+            if self.feed is not None:
+                stack.callback(self.feed.close)
             for callback in reversed(self.callbacks):
                 stack.callback(callback.on_fit_end, self._state())
 

@@ -21,6 +21,9 @@ Array = NDArray[Any]
 WEIGHT_RATIO = 1e-30
 """Smallest sample weight beside the largest: float32 holds both and their sums."""
 
+PART_WEIGHTS = (1e-15, 1e15)
+"""Sample weights of rows that come in parts: float32 holds the sums of any of them."""
+
 BLOCK_ELEMENTS = 8192
 """Numbers checked at a time: they stay in the cache, and no BLAS uses threads for so few."""
 
@@ -401,14 +404,7 @@ def check_weight(weight: Any, dtype: str, n: int, argument: str = "sample_weight
     """
     if weight is None:
         return None
-    array = as_numbers(argument, weight)
-    if array.ndim != 1:
-        raise ValueError(f"{argument} must have shape ({n},), got {array.shape}")
-    _check_length(argument, array, n)
-    array = numeric_array(argument, array)
-    if array.min() < 0:
-        cell = _cell(argument, array, int(np.argmax(array < 0)))
-        raise ValueError(f"{argument} must not be negative, but {cell}")
+    array = _weights(argument, weight, n)
     if not array.any():
         raise ValueError(f"{argument} must not be all zero")
     if array[array > 0].min() < WEIGHT_RATIO * array.max():
@@ -417,6 +413,38 @@ def check_weight(weight: Any, dtype: str, n: int, argument: str = "sample_weight
             f"{argument} must be 0 or at least {WEIGHT_RATIO:g} times its largest value, but {cell}"
         )
     return numeric_array(argument, _scaled_to_sum(array), dtype)
+
+
+def check_weight_part(weight: Any, dtype: str, n: int, argument: str = "sample_weight") -> Array | None:
+    """Sample weights of a part of the rows: as `check_weight`, but maybe all zero, and never rescaled.
+
+    Raises
+    ------
+    TypeError
+        If they are not numbers.
+    ValueError
+        If they are negative, not finite, do not match the rows, or are not 0 or between `PART_WEIGHTS`.
+    """
+    if weight is None:
+        return None
+    array = _weights(argument, weight, n)
+    low, high = PART_WEIGHTS
+    if (bad := (array != 0) & ~((array >= low) & (array <= high))).any():
+        cell = _cell(argument, array, int(np.argmax(bad)))
+        raise ValueError(f"{argument} of a batch must be 0 or between {low:g} and {high:g}, but {cell}")
+    return numeric_array(argument, array, dtype)
+
+
+def _weights(argument: str, weight: Any, n: int) -> Array:
+    array = as_numbers(argument, weight)
+    if array.ndim != 1:
+        raise ValueError(f"{argument} must have shape ({n},), got {array.shape}")
+    _check_length(argument, array, n)
+    array = numeric_array(argument, array)
+    if array.min() < 0:
+        cell = _cell(argument, array, int(np.argmax(array < 0)))
+        raise ValueError(f"{argument} must not be negative, but {cell}")
+    return array
 
 
 def _scaled_to_sum(weight: Array) -> Array:
