@@ -169,7 +169,9 @@ def _sample_loss(name: str, p: Array, y: Any, options: Mapping[str, float]) -> _
         rivals = [i for i in range(k) if i != y]
         best = max(rivals, key=lambda i: (p[i], -i))
         lack = 1 + p[best] - p[y]
-        return _SampleLoss(max(0.0, lack), [((i == best) - (i == y)) * float(lack > 0) for i in range(k)])
+        return _SampleLoss(
+            max(0.0, lack), [(float(i == best) - float(i == y)) * float(lack > 0) for i in range(k)]
+        )
     raise KeyError(name)
 
 

@@ -32,7 +32,9 @@ def test_a_dict_stands_for_sample_weights(own):
 
 def test_classes_may_be_named():
     expected = parameters(Y, class_weight={1: 3.0})
-    np.testing.assert_array_equal(parameters(Y, names="a b c d".split(), class_weight={"b": 3.0}), expected)
+    np.testing.assert_array_equal(
+        parameters(Y, names=["a", "b", "c", "d"], class_weight={"b": 3.0}), expected
+    )
 
 
 def test_balanced_gives_every_class_that_there_is_the_same_sum():

@@ -1,5 +1,6 @@
 import pickle
 
+import numpy as np
 import pytest
 
 import gradstep as gs
@@ -106,7 +107,9 @@ def test_layers_and_targets_that_do_not_fit_the_loss_are_one_sentence():
         gs.Network([gs.Dense(3, "relu")], loss="hinge")
     with pytest.raises(ValueError, match=r"y must be positive for gamma .*, but y\[1, 0\] = 0"):
         fitted("gamma", [1.0, 0.0])
-    with pytest.raises(ValueError, match=r"y must hold -1 and 1, or 0 and 1, for binary_hinge, but y\[2, 0\]"):
+    with pytest.raises(
+        ValueError, match=r"y must hold -1 and 1, or 0 and 1, for binary_hinge, but y\[2, 0\]"
+    ):
         fitted("binary_hinge", [1.0, -1.0, 0.0])
 
 
@@ -164,7 +167,10 @@ def test_deviances_are_half_those_of_scikit_learn(backend):
     metrics = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(50, 2)), rng.gamma(2.0, size=50)
-    for loss, deviance in [("gamma", metrics.mean_gamma_deviance), ("poisson", metrics.mean_poisson_deviance)]:
+    for loss, deviance in [
+        ("gamma", metrics.mean_gamma_deviance),
+        ("poisson", metrics.mean_poisson_deviance),
+    ]:
         net = gs.Network([gs.Dense(1)], loss=loss, backend=backend.name, dtype="float64")
         net.fit(X, y, epochs=5, verbose=0)
         assert net.evaluate(X, y)["loss"] == pytest.approx(deviance(y, net.predict(X).ravel()) / 2, rel=1e-10)
@@ -183,8 +189,9 @@ def torch_loss(torch, name):
 
     return {
         "cross_entropy": lambda z, y: functional.cross_entropy(z, y, label_smoothing=0.2),
-        "gaussian_nll": lambda z, y: 2
-        * functional.gaussian_nll_loss(z[:, :2], y, z[:, 2:].exp() + 1e-6, eps=1e-12),
+        "gaussian_nll": lambda z, y: (
+            2 * functional.gaussian_nll_loss(z[:, :2], y, z[:, 2:].exp() + 1e-6, eps=1e-12)
+        ),
         "focal": focal,
     }[name]
 

@@ -72,8 +72,8 @@ class Specification:
                 )
         if last.units % self.loss.outputs_per_target:
             raise ValueError(
-                f"the last layer must have two units for each target, for its mean and its variance, with the "
-                f"loss {loss!r}, got {last.units}"
+                f"the last layer must have two units for each target, for its mean and its variance, "
+                f"with the loss {loss!r}, got {last.units}"
             )
         if last.activation != "identity" and (self.loss.has_link or self.loss.is_classification):
             itself = " (predict applies the link itself)" if self.loss.has_link else ""
