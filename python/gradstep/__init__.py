@@ -37,6 +37,7 @@ from gradstep.training import DivergenceError
 from gradstep.version import __version__
 
 if TYPE_CHECKING:
+    from gradstep.interchange.c import export_c
     from gradstep.io import load
     from gradstep.tables import TableEncoder
 
@@ -77,6 +78,7 @@ __all__ = [
     "TrainingState",
     "__version__",
     "check_gradients",
+    "export_c",
     "get_num_threads",
     "info",
     "load",
@@ -85,7 +87,11 @@ __all__ = [
 ]
 
 # What most programs do not need at once, and what takes as long to import as all the rest.
-_LATER = {"load": "gradstep.io", "TableEncoder": "gradstep.tables"}
+_LATER = {
+    "TableEncoder": "gradstep.tables",
+    "export_c": "gradstep.interchange.c",
+    "load": "gradstep.io",
+}
 
 
 def __getattr__(name: str) -> Any:
