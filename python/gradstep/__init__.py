@@ -38,6 +38,8 @@ from gradstep.version import __version__
 
 if TYPE_CHECKING:
     from gradstep.interchange.c import export_c
+    from gradstep.interchange.onnx import export_onnx
+    from gradstep.interchange.torch import from_torch, to_torch
     from gradstep.io import load
     from gradstep.tables import TableEncoder
 
@@ -79,18 +81,24 @@ __all__ = [
     "__version__",
     "check_gradients",
     "export_c",
+    "export_onnx",
+    "from_torch",
     "get_num_threads",
     "info",
     "load",
     "set_backend",
     "set_num_threads",
+    "to_torch",
 ]
 
 # What most programs do not need at once, and what takes as long to import as all the rest.
 _LATER = {
     "TableEncoder": "gradstep.tables",
     "export_c": "gradstep.interchange.c",
+    "export_onnx": "gradstep.interchange.onnx",
+    "from_torch": "gradstep.interchange.torch",
     "load": "gradstep.io",
+    "to_torch": "gradstep.interchange.torch",
 }
 
 
