@@ -39,6 +39,7 @@ from gradstep.version import __version__
 if TYPE_CHECKING:
     from gradstep.interchange.c import export_c
     from gradstep.interchange.onnx import export_onnx
+    from gradstep.interchange.sklearn import from_sklearn
     from gradstep.interchange.torch import from_torch, to_torch
     from gradstep.io import load
     from gradstep.tables import TableEncoder
@@ -82,6 +83,7 @@ __all__ = [
     "check_gradients",
     "export_c",
     "export_onnx",
+    "from_sklearn",
     "from_torch",
     "get_num_threads",
     "info",
@@ -96,6 +98,7 @@ _LATER = {
     "TableEncoder": "gradstep.tables",
     "export_c": "gradstep.interchange.c",
     "export_onnx": "gradstep.interchange.onnx",
+    "from_sklearn": "gradstep.interchange.sklearn",
     "from_torch": "gradstep.interchange.torch",
     "load": "gradstep.io",
     "to_torch": "gradstep.interchange.torch",
