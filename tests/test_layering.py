@@ -24,7 +24,7 @@ LAYERS = (
     {"network"},
     {"gradients", "learning_rate", "info", "tables", "data"},
     {"io"},
-    {"checkpoint", "logs"},
+    {"checkpoint", "logs", "interchange"},
     {""},  # gradstep itself: the public names
     {"sklearn"},
     {"cli", "commands"},
@@ -38,7 +38,7 @@ EXCEPTIONS = {("network", "io")}
 
 def _level(module):
     package = module.partition(".")[0]
-    module = package if package in ("commands", "sklearn") else module
+    module = package if package in ("commands", "interchange", "sklearn") else module
     levels = [level for level, names in enumerate(LAYERS) if module in names]
     assert levels, f"tests/test_layering.py does not know where gradstep.{module} belongs"
     return levels[0]

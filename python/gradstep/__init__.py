@@ -50,6 +50,10 @@ if TYPE_CHECKING:
     from gradstep import plot
     from gradstep.checkpoint import Checkpoint, load_checkpoint
     from gradstep.gradients import GradientReport, check_gradients
+    from gradstep.interchange.c import export_c
+    from gradstep.interchange.onnx import export_onnx
+    from gradstep.interchange.sklearn import from_sklearn
+    from gradstep.interchange.torch import from_torch, to_torch
     from gradstep.io import load
     from gradstep.learning_rate import LearningRateRange, find_learning_rate
     from gradstep.logs import CSVLog, JSONLinesLog, TensorBoard
@@ -117,7 +121,11 @@ __all__ = [
     "TrainingState",
     "__version__",
     "check_gradients",
+    "export_c",
+    "export_onnx",
     "find_learning_rate",
+    "from_sklearn",
+    "from_torch",
     "get_num_threads",
     "info",
     "load",
@@ -125,6 +133,7 @@ __all__ = [
     "plot",
     "set_backend",
     "set_num_threads",
+    "to_torch",
 ]
 
 # What most programs do not need at once, and what takes as long to import as all the rest.
@@ -147,6 +156,11 @@ _LATER = {
     "find_learning_rate": "gradstep.learning_rate",
     "load": "gradstep.io",
     "load_checkpoint": "gradstep.checkpoint",
+    "export_c": "gradstep.interchange.c",
+    "export_onnx": "gradstep.interchange.onnx",
+    "from_sklearn": "gradstep.interchange.sklearn",
+    "from_torch": "gradstep.interchange.torch",
+    "to_torch": "gradstep.interchange.torch",
 }
 
 

@@ -88,9 +88,8 @@ class CategoryColumn:
         """Names of the features that the column becomes."""
         return tuple(f"{self.name}={category}" for category in self.categories)
 
-    def encode(self, series: Series, out: NDArray[Any]) -> None:
-        """Write the one-hot rows into out (n, n_categories)."""
-        out[:] = 0
+    def codes(self) -> dict[str, int]:
+        """The number of the feature for every text that stands for a category."""
         index = {category: j for j, category in enumerate(self.categories)}
         if self.boolean:
             for category, spellings in _BOOLEAN_TEXTS.items():
@@ -101,6 +100,12 @@ class CategoryColumn:
                 for spelling in (text.lower(), text.upper()):
                     if spelling in index:
                         index.setdefault(text, index[spelling])
+        return index
+
+    def encode(self, series: Series, out: NDArray[Any]) -> None:
+        """Write the one-hot rows into out (n, n_categories)."""
+        out[:] = 0
+        index = self.codes()
         for rows, texts in _text_blocks(self.name, series):
             codes = np.fromiter((index.get(text, -1) for text in texts), dtype=np.intp, count=len(texts))
             known = codes >= 0
@@ -186,6 +191,11 @@ class TableEncoder:
     def columns(self) -> tuple[str, ...]:
         """Names of the table's columns, in the order of training."""
         return tuple(column.name for column in self._fitted())
+
+    @property
+    def encodings(self) -> tuple[Column, ...]:
+        """What every column becomes, in the order of training."""
+        return self._fitted()
 
     @property
     def text_columns(self) -> tuple[str, ...]:
