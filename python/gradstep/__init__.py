@@ -32,15 +32,6 @@ from gradstep.optimizers import (
     Optimizer,
     RMSprop,
 )
-from gradstep.schedules import (
-    Cosine,
-    ExponentialDecay,
-    InverseScaling,
-    LinearWarmup,
-    OneCycle,
-    Schedule,
-    StepDecay,
-)
 from gradstep.sources import ArraySource, ParquetSource, Piece, Source
 from gradstep.tracing import Trace
 from gradstep.training import DivergenceError
