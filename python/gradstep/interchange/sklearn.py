@@ -109,8 +109,8 @@ def _steps(estimator: Any) -> tuple[list[Any], Any]:
     if not isinstance(perceptron, MLPClassifier | MLPRegressor):
         hint = "; its to_network() makes a network" if hasattr(perceptron, "to_network") else ""
         raise TypeError(
-            "estimator must be an MLPClassifier or MLPRegressor of scikit-learn, or a Pipeline with one at its "
-            f"end, got {type(perceptron).__name__}{hint}"
+            "estimator must be an MLPClassifier or MLPRegressor of scikit-learn, or a Pipeline with one at "
+            f"its end, got {type(perceptron).__name__}{hint}"
         )
     for scaler in scalers:
         if not isinstance(scaler, StandardScaler | MinMaxScaler) or getattr(scaler, "clip", False):
