@@ -18,7 +18,7 @@ def python_blocks(page):
 
 @pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/estimators.md"])
 def test_the_pages_code_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
-    for package in ("pandas", "narwhals", "sklearn", "matplotlib", "tensorboard", "pyarrow"):
+    for package in ("pandas", "narwhals", "sklearn", "matplotlib", "tensorboard", "pyarrow", "onnxruntime"):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")

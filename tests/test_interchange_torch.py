@@ -50,6 +50,7 @@ def test_a_module_has_the_outputs_of_predict(activation):
     module = gs.to_torch(net)
     np.testing.assert_allclose(outputs(module, rows()), net.predict(rows()), rtol=1e-5)
     assert not module.training
+    np.testing.assert_array_equal(outputs(net.to_torch(), rows()), outputs(module, rows()))
 
 
 @pytest.mark.parametrize("loss", list(LOSSES))

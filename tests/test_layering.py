@@ -32,8 +32,8 @@ LAYERS = (
 )
 """From the bottom to the top; a module imports from its own layer or from below."""
 
-EXCEPTIONS = {("network", "io")}
-"""`Network.save` hands over to the layer above, when it is called."""
+EXCEPTIONS = {("network", name) for name in ("io", "interchange.c", "interchange.onnx", "interchange.torch")}
+"""`Network.save` and the exports hand over to the layers above, when they are called."""
 
 
 def _level(module):

@@ -128,9 +128,7 @@ def test_importing_costs_at_most_50_ms_more_than_numpy(tmp_path):
 
 
 def test_importing_loads_none_of_the_heavy_packages(tmp_path):
-    heavy = (
-        "tqdm safetensors numba scipy narwhals polars pandas pyarrow sklearn rich typer threadpoolctl joblib"
-    )
+    heavy = "tqdm safetensors numba scipy narwhals polars pandas sklearn rich typer threadpoolctl joblib onnx"
     loaded = _run("import sys, gradstep; print(*sys.modules)", tmp_path).split()
     assert "gradstep.network" in loaded
     assert not {*heavy.split(), "matplotlib"} & set(loaded)

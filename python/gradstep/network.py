@@ -44,6 +44,8 @@ from gradstep.validation import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from gradstep.schedules import ScheduleLike
 
 SMALL_BATCH = 256
@@ -336,6 +338,24 @@ class Network:
         from gradstep.io import save
 
         save(self, path, optimizer=optimizer)
+
+    def export_onnx(self, path: str | os.PathLike[str]) -> None:
+        """Write an ONNX file that predicts the same: `gradstep.export_onnx`."""
+        from gradstep.interchange.onnx import export_onnx
+
+        export_onnx(self, path)
+
+    def export_c(self, path: str | os.PathLike[str], *, name: str | None = None) -> None:
+        """Write a C header that predicts the same: `gradstep.export_c`."""
+        from gradstep.interchange.c import export_c
+
+        export_c(self, path, name=name)
+
+    def to_torch(self, *, logits: bool = False) -> torch.nn.Sequential:
+        """A PyTorch module with the same outputs: `gradstep.to_torch`."""
+        from gradstep.interchange.torch import to_torch
+
+        return to_torch(self, logits=logits)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()

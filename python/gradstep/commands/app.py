@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from gradstep.commands.bench import bench
+from gradstep.commands.export import export
 from gradstep.commands.info import info
 from gradstep.commands.output import in_one_sentence
 from gradstep.commands.predict import predict
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, predict, info, bench):
+for command in (train, predict, export, info, bench):
     app.command()(in_one_sentence(command))
 
 

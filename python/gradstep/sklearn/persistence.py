@@ -98,12 +98,13 @@ class Persistent:
         raise NotImplementedError
 
     def export(self, path: str | os.PathLike[str]) -> None:
-        """Write the trained network for `gradstep.load` and the command ``gradstep predict``.
+        """Write the trained network for `gradstep.load` and the command ``gradstep predict``, or for others.
 
         Parameters
         ----------
         path : path-like
-            The file to write or replace, ending in .safetensors.
+            The file to write or replace, ending in .safetensors, in .onnx (`gradstep.export_onnx`), or in .h
+            for C (`gradstep.export_c`).
 
         Raises
         ------
@@ -112,9 +113,11 @@ class Persistent:
         sklearn.exceptions.NotFittedError
             If nothing was trained yet.
         """
-        if not os.fspath(path).endswith(".safetensors"):
-            raise ValueError(f"path must end in .safetensors, got {os.fspath(path)!r}")
-        self.to_network().save(path)
+        writers = {".safetensors": Network.save, ".onnx": Network.export_onnx, ".h": Network.export_c}
+        ending = os.path.splitext(path)[1]
+        if ending not in writers:
+            raise ValueError(f"path must end in {', '.join(writers)}, got {os.fspath(path)!r}")
+        writers[ending](self.to_network(), path)
 
 
 def _pack_estimator(estimator: Any, prefix: str, tensors: Tensors) -> dict[str, Any]:
