@@ -16,7 +16,7 @@ LAYERS = (
     {"backends.numba_kernels", "_core"},
     {"backends.numba", "backends.cpp"},
     {"backends"},
-    {"initializers", "layers", "losses", "optimizers", "preprocessing", "schedules"},
+    {"averaging", "initializers", "layers", "losses", "optimizers", "preprocessing", "schedules"},
     {"history", "progress", "metrics", "tracing", "callbacks"},
     {"specification", "training"},
     {"network"},

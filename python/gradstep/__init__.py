@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from gradstep.averaging import EMA, SWA
 from gradstep.backends import get_num_threads, set_backend, set_num_threads
 from gradstep.callbacks import Callback, EarlyStopping, ReduceOnPlateau, TrainingState
 from gradstep.gradients import GradientReport, check_gradients
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
     from gradstep.tables import TableEncoder
 
 __all__ = [
+    "EMA",
     "SGD",
+    "SWA",
     "AMSGrad",
     "Adagrad",
     "Adam",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gradstep import backends
+from gradstep.averaging import SWA, Averaging
 from gradstep.backends.base import Array, Engine, Parameters, Plan
 from gradstep.backends.numpy import trace as reference_trace
 from gradstep.callbacks import Callback
@@ -60,6 +61,13 @@ class Network:
         gradient_descent, sgd, adam or adamw with their defaults, or an object such as ``Adam(1e-2)``.
     l2 : float, default 0.0
         Adds ``l2 / 2 * sum(W**2)`` over all weights, not biases, to the training loss.
+    l1 : float, default 0.0
+        Adds ``l1 * sum(abs(W))`` over all weights, not biases, to the training loss; the gradient is
+        ``l1 * sign(W)``, 0 at 0.
+    averaging : EMA or SWA, optional
+        Keep a mean of the parameters over the updates or epochs. The mean is what `parameters` returns, and
+        what predicts, evaluates and validates; training moves those of the optimizer state "trained".
+        `set_parameters` sets both.
     preprocessing : {"none", "standardize", "minmax"}
         What happens to the columns of X before the first layer: mean 0 and deviation 1, or from 0 to 1.
         The statistics are those of the rows of the first `fit`, and stay.
@@ -103,6 +111,8 @@ class Network:
         loss: str | Loss = "mse",
         optimizer: str | Optimizer = "adam",
         l2: float = 0.0,
+        l1: float = 0.0,
+        averaging: Averaging | None = None,
         preprocessing: str = "none",
         target_preprocessing: str = "none",
         seed: int = 0,
@@ -114,6 +124,8 @@ class Network:
             loss=loss,
             optimizer=optimizer,
             l2=l2,
+            l1=l1,
+            averaging=averaging,
             preprocessing=preprocessing,
             target_preprocessing=target_preprocessing,
             seed=seed,
@@ -372,7 +384,11 @@ class Network:
         self._fast_n_in = -1 if self._plan is None else self._plan.n_in
         self._fast_n_out = self.n_out
         self._fast_labels = frozenset(range(self.n_out if self.loss.target_kind == "labels" else 0))
-        self._fast_step = self._target_transform is None and self.loss.target_kind in ("values", "labels")
+        self._fast_step = (
+            self._target_transform is None
+            and self.loss.target_kind in ("values", "labels")
+            and not isinstance(self._specification.averaging, SWA)
+        )
         if self._engine is not None:
             transform = self._input_transform
             if transform is None:
@@ -479,6 +495,7 @@ class Network:
         batch_size: int | None = None,
         sample_weight: Any = None,
         validation_data: Any = None,
+        accumulate: int = 1,
         shuffle: bool = True,
         schedule: ScheduleLike = None,
         callbacks: Sequence[Callback] | None = None,
@@ -503,6 +520,11 @@ class Network:
             Weights of the rows in the loss, not negative.
         validation_data : tuple, optional
             (X, y) or (X, y, sample_weight), evaluated after every epoch.
+        accumulate : int, default 1
+            Batches whose gradients are averaged, by the sums of their weights, before one update; the rest at
+            the end of an epoch makes an update of its own. It is the update of one batch of so many rows more
+            (the engine takes the rows of any batch in parts), so that schedules and the optimizer's step
+            count go by updates.
         shuffle : bool, default True
             Visit the rows in a new order every epoch, which depends on seed and epoch alone.
         schedule : Schedule or callable, optional
@@ -532,6 +554,7 @@ class Network:
         validation = self._check_validation(validation_data, n_in)
         epochs = check_integer("epochs", epochs, minimum=1)
         batch_size = check_batch_size(batch_size, n, self.optimizer.default_batch_size(n))
+        batch_size = min(n, batch_size * check_integer("accumulate", accumulate, minimum=1))
         shuffle = check_flag("shuffle", shuffle)
         schedule = check_schedule("schedule", schedule)
         callbacks = _check_callbacks(callbacks)
@@ -673,6 +696,7 @@ class Network:
         ):
             loss = engine.step(X, y, None, self._specification.optimizer.learning_rate)
         else:
+            self._refuse_step()
             engine, rows = self._checked(X, y, sample_weight)
             loss = engine.step(rows.X, rows.y, rows.weight, self.learning_rate)
         if not math.isfinite(loss):
@@ -681,6 +705,10 @@ class Network:
                 f"{self.learning_rate:g}, or smaller inputs"
             )
         return loss
+
+    def _refuse_step(self) -> None:
+        if isinstance(self._specification.averaging, SWA):
+            raise ValueError("step makes no epochs, which averaging=SWA(...) counts: use fit, or EMA")
 
     def _is_target(self, y: Any, n: int) -> bool:
         """Whether y can go to the engine as it is."""

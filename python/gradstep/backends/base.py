@@ -8,8 +8,12 @@ Conventions, the same for every backend:
 
 - Rows are samples: a layer computes ``a = act(x W + b)`` with ``W`` of shape (n_in, n_out).
 - Losses are means over the batch (weighted means with sample weights), over outputs too for mse, mae,
-  huber and quantile, summed over outputs for poisson and the cross-entropies; with ``l2 > 0`` every loss
-  includes ``l2 / 2 * sum(W**2)`` over all weights, never over biases.
+  huber and quantile, summed over outputs for poisson and the cross-entropies; every training loss includes
+  ``l2 / 2 * sum(W**2) + l1 * sum(abs(W))`` over all weights, never over biases; l1's gradient is 0 at 0.
+- An update sees the mean gradient with its penalties, without frozen layers: cut to ``clip_value``, then
+  scaled to the norm ``clip_norm`` where it is larger.
+- Where parameters are averaged, `parameters` are the average, with which everything but training computes;
+  those that training moves are the optimizer state's "trained". `set_parameters` sets both.
 - Classification losses take logits and poisson takes logarithms of rates: a plan's last activation is the
   identity there, and `predict` applies the link (`sigmoid`, `softmax` or `exp`).
 - The batches of an epoch are consecutive slices of `gradstep.random.permutation`, or of an order that the
@@ -45,6 +49,8 @@ class DensePlan:
     """Prefix of the layer's parameters: ``dense_0`` has ``dense_0.W`` and ``dense_0.b``."""
     dropout: float = 0.0
     """Share of the outputs that every update drops, in [0, 1); 0 for the last layer."""
+    rate_factor: float = 1.0
+    """Of the learning rate; 0: frozen, no update touches parameters and moments."""
 
 
 class Csr(NamedTuple):
@@ -79,6 +85,26 @@ class Plan:
     """A batch's penalty is divided by its summed weights, or its rows without: scikit-learn's."""
     seed: int = 0
     """Of the dropout masks, 64 bits; the shuffle's comes with every call."""
+    l1: float = 0.0
+    clip_value: float = 0.0
+    clip_norm: float = 0.0
+    """0: not clipped."""
+    ema_decay: float = 0.0
+    """Of the exponential mean of the parameters; 0: none."""
+    ema_warmup: bool = False
+    swa_start: int = 0
+    """First epoch of an equal mean of the parameters, counted from 1; 0: none."""
+
+    @property
+    def averages(self) -> bool:
+        """Whether predictions use a mean of the parameters."""
+        return self.ema_decay > 0 or self.swa_start > 0
+
+    def ema_gain(self, step: int) -> float:
+        """``mean <- mean + gain (theta - mean)`` after update ``step``, counted from 1."""
+        if step <= 1:
+            return 1.0
+        return 1 - (min(self.ema_decay, (1 + step) / (10 + step)) if self.ema_warmup else self.ema_decay)
 
     @property
     def n_in(self) -> int:
