@@ -59,7 +59,8 @@ Engine<T>::Engine(const Plan& plan, const KernelTable& table)
         remembered_ = remembers ? take.template take<T>(n * arrays) : nullptr;
     });
     one_slice_ = static_cast<ptrdiff_t>(n) <= kLeastUpdateSlice && plan.l2 == 0 && plan.l1 == 0 &&
-                 plan.weight_decay == 0 && !plan.factored() && !plan.clips();
+                 plan.weight_decay == 0 && !plan.factored() && !plan.clips() && plan.ema_decay == 0;
+    penalised_ = plan.l2 != 0 || plan.l1 != 0;
     update_.weights = net_->parameters().weights;
     if (fits_cache<T>(plan))
         chunked_ = std::make_unique<ChunkedGradient<T>>(*net_, profile_);
@@ -117,7 +118,7 @@ void Engine<T>::prepare(int64_t rows, int threads, bool sparse) {
 
 template <class T>
 double Engine<T>::penalty(double l2, int threads) {
-    if (l2 == 0) return plan_.l1 == 0 ? 0 : absolute_penalty();
+    if (!penalised_) return 0;
     const auto n = static_cast<ptrdiff_t>(net_->parameters().weights);
     const int tasks = static_cast<int>((n + kUpdateSlice - 1) / kUpdateSlice);
     squares_.resize(static_cast<std::size_t>(tasks));
@@ -207,24 +208,28 @@ void Engine<T>::average_epoch(int64_t epoch) {
 // The update of all parameters by a gradient in memory. False if they would overflow: then nothing changed.
 template <class T>
 bool Engine<T>::apply(T* gradient, ptrdiff_t part_stride, int parts, int threads) {
-    const auto n_weights = static_cast<ptrdiff_t>(net_->parameters().weights);
     const auto n = static_cast<ptrdiff_t>(net_->parameters().total);
     for (int part = 0; guarded_ && part < parts; ++part)
         if (!guard()(gradient + part * part_stride, n)) return false;
-    if (one_slice_) {
-        Laps* laps = profile_.begin(0);
-        update_(0, n, gradient, part_stride, parts, update_.hypers.biases);
-        end_phase(laps, Phase::update);
+    if (!one_slice_) {
+        apply_in_slices(gradient, part_stride, parts, threads);
         return true;
     }
+    Laps* laps = profile_.begin(0);
+    update_.plain(0, n, gradient, part_stride, parts, update_.hypers.biases);
+    end_phase(laps, Phase::update);
+    return true;
+}
+
+template <class T>
+void Engine<T>::apply_in_slices(T* gradient, ptrdiff_t part_stride, int parts, int threads) {
+    const auto n_weights = static_cast<ptrdiff_t>(net_->parameters().weights);
+    const auto n = static_cast<ptrdiff_t>(net_->parameters().total);
     if (clips_) {
         clip(gradient, part_stride, parts);
         parts = 1;
     }
-    if (!update_.by_layer.empty()) {
-        apply_by_layer(gradient, part_stride, parts);
-        return true;
-    }
+    if (!update_.by_layer.empty()) return apply_by_layer(gradient, part_stride, parts);
     // Parts come from several threads, which are awake: even small slices are worth sharing.
     const ptrdiff_t share = net_->whole_lanes((n_weights + threads - 1) / threads);
     const ptrdiff_t slice = std::clamp(share, kLeastUpdateSlice, kUpdateSlice);
@@ -239,7 +244,6 @@ bool Engine<T>::apply(T* gradient, ptrdiff_t part_stride, int parts, int threads
                     update_.hypers.biases);
         end_phase(laps, Phase::update);
     });
-    return true;
 }
 
 template <class T>
@@ -448,7 +452,8 @@ bool Engine<T>::run_epochs(const Data<T>& data, const TrainOptions& options, int
             result.interrupted = true;
             return k_.all_finite(update_.theta, static_cast<ptrdiff_t>(net_->parameters().total));
         }
-        if (plan_.swa_start > 0) average_epoch(options.first_epoch + done + 1);
+        if (plan_.swa_start > 0) [[unlikely]]
+            average_epoch(options.first_epoch + done + 1);
         if (done + 1 == checkpoint || done + 1 == options.epochs) {
             if (!remember(guarded_)) return false;
             remembered_epochs_ = done + 1;

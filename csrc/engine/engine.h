@@ -92,6 +92,7 @@ private:
     double accumulate_passes(const Batch<T>& b, T scale, int threads, const DropStep& drop, T* dx);
     DropStep drop_step() const { return {drops_, static_cast<uint32_t>(count_.value()), 0}; }
     bool apply(T* gradient, ptrdiff_t part_stride, int parts, int threads);
+    void apply_in_slices(T* gradient, ptrdiff_t part_stride, int parts, int threads);
     void apply_by_layer(T* gradient, ptrdiff_t part_stride, int parts);
     void clip(T* gradient, ptrdiff_t part_stride, int parts);
     struct Ranges {
@@ -116,6 +117,7 @@ private:
 
     const Plan plan_;
     const bool drops_, clips_;
+    bool penalised_ = false;  // l1 or l2
     bool one_slice_ = false;  // a tiny network: one call updates weights and biases
     const Kernels<T>& k_;
     std::unique_ptr<Net<T>> net_;

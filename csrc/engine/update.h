@@ -31,14 +31,12 @@ struct Update {
           epsilon_(hypers.weights.epsilon),
           epsilon_hat_(plan.epsilon_hat != 0),
           l1_(plan.clips() ? T(0) : static_cast<T>(plan.l1)),
-          extras_(l1_ > 0 || plan.ema_decay > 0) {}
+          rare_(plan.factored() || plan.ema_decay > 0) {}
 
     // What changes from step to step.
     void set_step(const StepCount& count, double learning_rate, double l2) {
+        if (rare_) set_rare_step(count, learning_rate, l2);
         set_step(hypers, count, learning_rate, l2);
-        for (std::size_t l = 0; l < by_layer.size(); ++l)
-            set_step(by_layer[l], count, learning_rate * plan_.layers[l].rate_factor, l2);
-        if (plan_.ema_decay > 0) gain_ = static_cast<T>(1 - ema_decay(static_cast<double>(count.value())));
     }
 
     // The penalty is in the gradient already.
@@ -50,9 +48,15 @@ struct Update {
     // The n parameters from offset on; their gradient is the sum of `parts`.
     void operator()(std::size_t offset, ptrdiff_t n, T* gradient, ptrdiff_t part_stride, int parts,
                     const Hyper<T>& hyper) const {
-        if (extras_ && l1_ > 0 && offset < weights) add_signs(theta + offset, l1_, gradient, n);
+        if (l1_ > 0 && offset < weights) add_signs(theta + offset, l1_, gradient, n);
+        plain(offset, n, gradient, part_stride, parts, hyper);
+        if (gain_ > 0) follow(theta + offset, gain_, average() + offset, n);
+    }
+
+    // The same for an update without l1 and average.
+    void plain(std::size_t offset, ptrdiff_t n, const T* gradient, ptrdiff_t part_stride, int parts,
+               const Hyper<T>& hyper) const {
         optimizer.update({theta + offset, state_stride, gradient, part_stride, parts, n}, hyper);
-        if (extras_ && gain_ > 0) follow(theta + offset, gain_, average() + offset, n);
     }
 
     const Hyper<T>& hyper(std::size_t layer, Hyper<T> Hypers<T>::*which) const {
@@ -65,7 +69,13 @@ struct Update {
     T* average() const { return state(optimizer.states); }
 
 private:
-    void set_step(Hypers<T>& to, const StepCount& count, double learning_rate, double l2) const {
+    [[gnu::noinline]] void set_rare_step(const StepCount& count, double learning_rate, double l2) {
+        for (std::size_t l = 0; l < by_layer.size(); ++l)
+            set_step(by_layer[l], count, learning_rate * plan_.layers[l].rate_factor, l2);
+        if (plan_.ema_decay > 0) gain_ = static_cast<T>(1 - ema_decay(static_cast<double>(count.value())));
+    }
+
+    [[gnu::always_inline]] void set_step(Hypers<T>& to, const StepCount& count, double learning_rate, double l2) const {
         Hyper<T>&w = to.weights, &b = to.biases;
         w.l2 = static_cast<T>(l2);
         w.learning_rate = b.learning_rate = static_cast<T>(learning_rate);
@@ -105,7 +115,7 @@ private:
     T epsilon_;
     bool epsilon_hat_;
     T l1_, gain_ = 0;
-    bool extras_;
+    bool rare_;  // layers learn at rates of their own, or an average follows every update
 };
 
 }  // namespace gradstep
