@@ -15,7 +15,7 @@ LAYERS = (
     {"backends.numpy"},
     {"backends.numba_kernels", "_core"},
     {"backends.numba", "backends.cpp"},
-    {"backends"},
+    {"backends", "lbfgs"},
     {"averaging", "initializers", "layers", "losses", "optimizers", "preprocessing", "schedules"},
     {"history", "progress", "metrics", "tracing", "callbacks"},
     {"specification", "training"},

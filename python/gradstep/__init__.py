@@ -13,6 +13,7 @@ from gradstep.layers import Dense, Dropout, Input
 from gradstep.losses import Huber, Loss, Quantile
 from gradstep.network import Network
 from gradstep.optimizers import (
+    LBFGS,
     SGD,
     Adagrad,
     Adam,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EMA",
+    "LBFGS",
     "SGD",
     "SWA",
     "AMSGrad",

@@ -18,15 +18,16 @@ from gradstep.backends.numpy import trace as reference_trace
 from gradstep.callbacks import Callback
 from gradstep.history import History
 from gradstep.layers import Input, Layer
+from gradstep.lbfgs import scipy_minimize
 from gradstep.losses import Loss
 from gradstep.metrics import metric_names, metrics
 from gradstep.names import check_name
-from gradstep.optimizers import Optimizer
+from gradstep.optimizers import LBFGS, Optimizer
 from gradstep.preprocessing import Transform, fit_transform
 from gradstep.schedules import ScheduleLike, check_schedule
 from gradstep.specification import Specification, arguments_from_config
 from gradstep.tracing import Trace
-from gradstep.training import DivergenceError, Job, Rows, Training
+from gradstep.training import DivergenceError, Job, LbfgsTraining, Rows, Training
 from gradstep.validation import (
     BLOCK_ELEMENTS,
     TARGET_CHECKS,
@@ -58,7 +59,8 @@ class Network:
         cross-entropies need a last layer with the identity: it outputs logits, and `predict` applies
         the sigmoid or softmax.
     optimizer : str or Optimizer, default "adam"
-        gradient_descent, sgd, adam or adamw with their defaults, or an object such as ``Adam(1e-2)``.
+        gradient_descent, sgd, adam, adamw, amsgrad, nadam, rmsprop, adagrad, lion or lbfgs with their
+        defaults, or an object such as ``Adam(1e-2)``.
     l2 : float, default 0.0
         Adds ``l2 / 2 * sum(W**2)`` over all weights, not biases, to the training loss.
     l1 : float, default 0.0
@@ -388,6 +390,7 @@ class Network:
             self._target_transform is None
             and self.loss.target_kind in ("values", "labels")
             and not isinstance(self._specification.averaging, SWA)
+            and not isinstance(self.optimizer, LBFGS)
         )
         if self._engine is not None:
             transform = self._input_transform
@@ -557,6 +560,11 @@ class Network:
         batch_size = min(n, batch_size * check_integer("accumulate", accumulate, minimum=1))
         shuffle = check_flag("shuffle", shuffle)
         schedule = check_schedule("schedule", schedule)
+        lbfgs = isinstance(self.optimizer, LBFGS)
+        if lbfgs and (batch_size < n or schedule is not None):
+            raise ValueError("the optimizer LBFGS takes all rows at once, and no schedule")
+        if lbfgs:
+            scipy_minimize()
         callbacks = _check_callbacks(callbacks)
         verbose = check_integer("verbose", int(verbose) if isinstance(verbose, bool) else verbose, minimum=0)
 
@@ -576,7 +584,7 @@ class Network:
                 schedule=schedule,
                 note=backends.first_use_note(self._backend, self.dtype) if verbose else None,
             )
-            training = Training(self, engine, job)
+            training = (LbfgsTraining if lbfgs else Training)(self, engine, job)
         return training.run()
 
     @contextlib.contextmanager
@@ -707,6 +715,8 @@ class Network:
         return loss
 
     def _refuse_step(self) -> None:
+        if isinstance(self.optimizer, LBFGS):
+            raise ValueError("step cannot be used with the optimizer LBFGS: use fit")
         if isinstance(self._specification.averaging, SWA):
             raise ValueError("step makes no epochs, which averaging=SWA(...) counts: use fit, or EMA")
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from gradstep.names import check_name
-from gradstep.validation import check_flag, check_real
+from gradstep.validation import check_flag, check_integer, check_real
 
 MINI_BATCH = 32
 """Rows of a batch where neither `fit` nor the optimizer says otherwise."""
@@ -62,6 +62,11 @@ class Optimizer:
         """Check a hyperparameter, and keep it as a float whatever type of number was given."""
         number = check_real(name, getattr(self, name), above=above, minimum=minimum, below=below)
         object.__setattr__(self, name, number)
+
+    @property
+    def engine_name(self) -> str:
+        """What the backend is asked for."""
+        return self.name
 
     @property
     def options(self) -> dict[str, float]:
@@ -366,8 +371,58 @@ class Lion(Optimizer):
         self._keep_real("weight_decay", minimum=0.0)
 
 
+@dataclass(frozen=True)
+class LBFGS(Optimizer):
+    """Limited-memory BFGS on all rows at once, SciPy's L-BFGS-B (extra ``lbfgs``): for `fit` only.
+
+    An epoch is an iteration, and the history holds the loss after each. `fit` ends early, with
+    ``history.stopped == "converged"``, when the gradient is small or no step improves the loss; called again,
+    it begins without the curvature of the last call. SciPy computes in float64; a float32 network rounds what
+    it is given, so that float64 converges further. Clipping, l1, averaging, dropout, schedules, factors of
+    the learning rate and smaller batches are refused. Source: Liu and Nocedal, "On the limited memory BFGS
+    method for large scale optimization", Mathematical Programming 45, 1989.
+
+    Parameters
+    ----------
+    learning_rate : float, default 1.0
+        Not used: a line search finds the size of a step.
+    history_size : int, default 10
+        Past steps from which the curvature is estimated, at least 1.
+    tolerance : float, default 1e-5
+        Converged when no entry of the gradient is larger, at least 0.
+    clip_value, clip_norm : None
+        Not for this optimizer.
+    """
+
+    name: ClassVar[str] = "lbfgs"
+    full_batch: ClassVar[bool] = True
+
+    learning_rate: float = 1.0
+    history_size: int = 10
+    tolerance: float = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "history_size", check_integer("history_size", self.history_size, minimum=1))
+        self._keep_real("tolerance", minimum=0.0)
+        for name in _CLIPS:
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} must be None for LBFGS, got {getattr(self, name)!r}")
+
+    @property
+    def engine_name(self) -> str:
+        """An optimizer without states: SciPy keeps them."""
+        return "gradient_descent"
+
+    @property
+    def options(self) -> dict[str, float]:
+        """The engine has none."""
+        return {}
+
+
 OPTIMIZER_CLASSES: dict[str, type[Optimizer]] = {
-    cls.name: cls for cls in (GradientDescent, SGD, Adam, AdamW, AMSGrad, NAdam, RMSprop, Adagrad, Lion)
+    cls.name: cls
+    for cls in (GradientDescent, SGD, Adam, AdamW, AMSGrad, NAdam, RMSprop, Adagrad, Lion, LBFGS)
 }
 
 

@@ -11,10 +11,10 @@ import numpy as np
 from gradstep.averaging import Averaging, averaging_from_config, check_averaging
 from gradstep.backends.base import Parameters, Plan
 from gradstep.initializers import Given, default_initializer, given_values, initial_weights
-from gradstep.layers import Dense, Layer, check_layers, dense_plans, layer_from_config
+from gradstep.layers import Dense, Dropout, Layer, check_layers, dense_plans, layer_from_config
 from gradstep.losses import Loss, as_loss, loss_from_config
 from gradstep.names import check_name
-from gradstep.optimizers import Optimizer, as_optimizer, optimizer_from_config
+from gradstep.optimizers import LBFGS, Optimizer, as_optimizer, optimizer_from_config
 from gradstep.preprocessing import TARGET_PREPROCESSING, check_preprocessing
 from gradstep.validation import check_integer, check_real
 
@@ -67,6 +67,7 @@ class Specification:
             dtype=check_name("dtype", _dtype_name(dtype), DTYPES),
         )
         specification._check_loss()
+        specification._check_lbfgs()
         return specification
 
     def _check_loss(self) -> None:
@@ -96,6 +97,19 @@ class Specification:
                 f"got {self.target_preprocessing!r}"
             )
 
+    def _check_lbfgs(self) -> None:
+        if not isinstance(self.optimizer, LBFGS):
+            return
+        unfit = {
+            "l1, which has no derivative at 0": self.l1 > 0,
+            "averaging": self.averaging is not None,
+            "Dropout": any(isinstance(layer, Dropout) for layer in self.layers),
+            "learning_rate_factor": any(layer.learning_rate_factor != 1 for layer in self.dense_layers),
+        }
+        for what, given in unfit.items():
+            if given:
+                raise ValueError(f"the optimizer LBFGS cannot be combined with {what}")
+
     @property
     def dense_layers(self) -> tuple[Dense, ...]:
         """The layers with parameters."""
@@ -114,7 +128,7 @@ class Specification:
         return Plan(
             layers=dense_plans(self.layers, n_in),
             loss=self.loss.name,
-            optimizer=self.optimizer.name,
+            optimizer=self.optimizer.engine_name,
             loss_options=self.loss.engine_options,
             optimizer_options=self._optimizer_options(),
             l2=self.l2,

@@ -6,10 +6,11 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.optimize
 from sklearn.exceptions import ConvergenceWarning
 
 from gradstep.backends.base import Array, Engine
+from gradstep.lbfgs import minimize as minimize_by_lbfgs
+from gradstep.lbfgs import pack, set_packed, unpack
 from gradstep.sklearn.model import coefficients
 from gradstep.sklearn.objective import Objective
 from gradstep.sklearn.rows import Rows
@@ -17,10 +18,6 @@ from gradstep.sklearn.settings import Settings
 
 if TYPE_CHECKING:
     from gradstep.sklearn.base import Perceptron
-
-
-def _packed(coefs: list[Array], intercepts: list[Array]) -> Array:
-    return np.concatenate([values.ravel() for values in (*coefs, *intercepts)]).astype(np.float64)
 
 
 class _Function:
@@ -36,24 +33,13 @@ class _Function:
 
     def unpack(self, theta: Array) -> tuple[list[Array], list[Array]]:
         """Views of the packed coefficients."""
-        coefs, intercepts, at = [], [], 0
-        for layer in self.engine.plan.layers:
-            size = layer.n_in * layer.n_out
-            coefs.append(theta[at : at + size].reshape(layer.n_in, layer.n_out))
-            at += size
-        for layer in self.engine.plan.layers:
-            intercepts.append(theta[at : at + layer.n_out])
-            at += layer.n_out
-        return coefs, intercepts
+        return coefficients(self.engine.plan, unpack(self.engine.plan, theta))
 
     def __call__(self, theta: Array) -> tuple[float, Array]:
         """Loss and gradient."""
-        named = {}
-        for layer, W, b in zip(self.engine.plan.layers, *self.unpack(theta), strict=True):
-            named[f"{layer.name}.W"], named[f"{layer.name}.b"] = np.ascontiguousarray(W), b
-        self.engine.set_parameters(named)
+        set_packed(self.engine, theta)
         loss, gradients = self.rows.loss_and_gradients(self.engine)
-        gradient = _packed(*coefficients(self.engine.plan, gradients)) / self.scale
+        gradient = pack(self.engine.plan, gradients) / self.scale
         weights = theta[: self.weights]
         gradient[: self.weights] += self.l2 * weights
         return loss / self.scale + 0.5 * self.l2 * float(weights @ weights), gradient
@@ -70,13 +56,12 @@ def minimize(
         report.count += 1  # type: ignore[attr-defined]
 
     report.count = 1  # type: ignore[attr-defined]
-    result = scipy.optimize.minimize(
+    coefs, intercepts = estimator.coefs_, estimator.intercepts_
+    result = minimize_by_lbfgs(
         function,
-        _packed(estimator.coefs_, estimator.intercepts_),
-        method="L-BFGS-B",
-        jac=True,
-        callback=report if settings.verbose else None,
-        options={"maxfun": settings.max_fun, "maxiter": settings.max_iter, "gtol": settings.tol},
+        np.concatenate([values.ravel() for values in (*coefs, *intercepts)]).astype(np.float64),
+        report if settings.verbose else None,
+        {"maxfun": settings.max_fun, "maxiter": settings.max_iter, "gtol": settings.tol},
     )
     if not np.isfinite(result.x).all():
         raise ValueError(
