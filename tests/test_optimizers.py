@@ -8,7 +8,7 @@ from gradstep.optimizers import OPTIMIZER_CLASSES, as_optimizer, optimizer_from_
 
 
 def test_every_optimizer_of_the_reference_has_a_class():
-    assert set(OPTIMIZER_CLASSES) == set(OPTIMIZERS)
+    assert set(OPTIMIZER_CLASSES) == {*OPTIMIZERS, "lbfgs"}  # whose steps are SciPy's
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

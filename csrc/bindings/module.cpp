@@ -31,7 +31,7 @@ using Matrix = py::array_t<T, py::array::c_style>;
 template <class T>
 using CsrArrays = std::tuple<Matrix<int64_t>, Matrix<int32_t>, Matrix<T>>;
 
-using LayerList = std::vector<std::tuple<int64_t, int64_t, std::string, double>>;
+using LayerList = std::vector<std::tuple<int64_t, int64_t, std::string, double, double>>;
 using Options = std::map<std::string, double>;
 using LossOptions = std::map<std::string, std::vector<double>>;
 
@@ -39,7 +39,7 @@ struct Option {
     const char* name;
     double Plan::*value;
 };
-constexpr Option kOptimizerOptions[] = {
+constexpr Option kOptions[] = {
     {"momentum", &Plan::momentum},
     {"nesterov", &Plan::nesterov},
     {"beta1", &Plan::beta1},
@@ -49,6 +49,12 @@ constexpr Option kOptimizerOptions[] = {
     {"epsilon_hat", &Plan::epsilon_hat},
     {"momentum_decay", &Plan::momentum_decay},
     {"decay", &Plan::beta2},
+    {"l1", &Plan::l1},
+    {"clip_value", &Plan::clip_value},
+    {"clip_norm", &Plan::clip_norm},
+    {"ema_decay", &Plan::ema_decay},
+    {"ema_warmup", &Plan::ema_warmup},
+    {"swa_start", &Plan::swa_start},
 };
 constexpr const char* kLossOptions[] = {"delta", "quantile", "floor", "label_smoothing",
                                         "gamma"};  // of different losses
@@ -75,20 +81,20 @@ void set_loss_option(Plan& plan, const LossOptions& given) {
     }
 }
 
-// Layers as (n_in, n_out, activation, dropout); options by name, as in base.Plan.
+// Layers as (n_in, n_out, activation, dropout, factor of the learning rate); options by name, as in base.Plan.
 Plan make_plan(const LayerList& layers, const std::string& loss, const LossOptions& loss_options,
                const std::string& optimizer, const Options& optimizer_options, double l2, bool l2_per_batch,
                uint64_t seed) {
     Plan plan;
-    for (const auto& [n_in, n_out, activation, dropout] : layers)
-        plan.layers.push_back({n_in, n_out, activation, dropout});
+    for (const auto& [n_in, n_out, activation, dropout, rate_factor] : layers)
+        plan.layers.push_back({n_in, n_out, activation, dropout, rate_factor});
     plan.seed = seed;
     plan.loss = loss;
     plan.optimizer = optimizer;
     plan.l2 = l2;
     plan.l2_per_batch = l2_per_batch;
     set_loss_option(plan, loss_options);
-    set_options(plan, kOptimizerOptions, optimizer_options);
+    set_options(plan, kOptions, optimizer_options);
     return plan;
 }
 
@@ -291,6 +297,7 @@ public:
     std::vector<std::string> state_names() const {
         std::vector<std::string> names;
         for (int s = 0; s < engine_.optimizer().states; ++s) names.emplace_back(engine_.optimizer().state_names[s]);
+        if (engine_.plan().averages()) names.emplace_back("trained");
         return names;
     }
 

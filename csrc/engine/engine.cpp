@@ -44,20 +44,24 @@ template <class T>
 Engine<T>::Engine(const Plan& plan, const KernelTable& table)
     : plan_(plan),
       drops_(plan.drops()),
+      clips_(plan.clips()),
       k_(of_type<T>(table)),
       net_(make_net(k_, plan)),
       update_(find(k_.optimizers, k_.n_optimizers, plan.optimizer), plan),
       count_(plan),
       inference_(*net_) {
     const std::size_t n = net_->parameters().total;
-    const std::size_t arrays = 1 + static_cast<std::size_t>(optimizer().states);
+    const auto arrays = static_cast<std::size_t>(1 + states());
     const bool remembers = n * arrays * sizeof(T) <= kMostRemembered;
     arena_.allocate([&](Taker& take) {
         update_.theta = take.template take<T>(n * arrays);
         update_.state_stride = static_cast<ptrdiff_t>(n);
         remembered_ = remembers ? take.template take<T>(n * arrays) : nullptr;
     });
-    one_slice_ = static_cast<ptrdiff_t>(n) <= kLeastUpdateSlice && plan.l2 == 0 && plan.weight_decay == 0;
+    one_slice_ = static_cast<ptrdiff_t>(n) <= kLeastUpdateSlice && plan.l2 == 0 && plan.l1 == 0 &&
+                 plan.weight_decay == 0 && !plan.factored() && !plan.clips() && plan.ema_decay == 0;
+    penalised_ = plan.l2 != 0 || plan.l1 != 0;
+    update_.weights = net_->parameters().weights;
     if (fits_cache<T>(plan) && !plan.custom_loss())
         chunked_ = std::make_unique<ChunkedGradient<T>>(*net_, profile_);
     else
@@ -73,6 +77,7 @@ template <class T>
 void Engine<T>::set(int what, std::size_t layer, const T* W, const T* b) {
     checked_ = false;
     net_->pack(layer, W, b, update_.state(what));
+    if (what < 0 && plan_.averages()) net_->pack(layer, W, b, update_.average());
 }
 
 template <class T>
@@ -109,12 +114,12 @@ void Engine<T>::prepare(int64_t rows, int threads, bool sparse) {
         chunked_->prepare(rows, threads);
     else
         panel_step_->prepare(rows, threads, sparse);
-    if (panel_step_ && rows > panel_step_->most_rows()) gradient_in_memory();
+    if (panel_step_ && (clips_ || rows > panel_step_->most_rows())) gradient_in_memory();
 }
 
 template <class T>
 double Engine<T>::penalty(double l2, int threads) {
-    if (l2 == 0) return 0;
+    if (!penalised_) return 0;
     const auto n = static_cast<ptrdiff_t>(net_->parameters().weights);
     const int tasks = static_cast<int>((n + kUpdateSlice - 1) / kUpdateSlice);
     squares_.resize(static_cast<std::size_t>(tasks));
@@ -124,22 +129,108 @@ double Engine<T>::penalty(double l2, int threads) {
     });
     double sum = 0;
     for (const double square : squares_) sum += square;
-    return l2 / 2 * sum;
+    return l2 / 2 * sum + (plan_.l1 == 0 ? 0 : absolute_penalty());
+}
+
+template <class T>
+double Engine<T>::absolute_penalty() const {
+    return plan_.l1 * sum_absolute(update_.theta, static_cast<ptrdiff_t>(net_->parameters().weights));
+}
+
+// Where the gradients of a layer's weights and biases lie.
+template <class T>
+typename Engine<T>::Ranges Engine<T>::ranges(std::size_t layer) const {
+    const ParameterLayout& layout = net_->parameters();
+    const bool last = layer + 1 == layout.layers.size();
+    const LayerParameters& from = layout.layers[layer];
+    return {from.weights, last ? layout.weights : layout.layers[layer + 1].weights, from.biases,
+            last ? layout.total : layout.layers[layer + 1].biases};
+}
+
+// The mean gradient with its penalties, without what is frozen: cut to clip_value, then to clip_norm as PyTorch's
+// clip_grad_norm_ does. The squares are summed slice by slice, whatever the number of threads.
+template <class T>
+void Engine<T>::clip(T* gradient, ptrdiff_t part_stride, int parts) {
+    const auto n = static_cast<ptrdiff_t>(net_->parameters().total);
+    const auto n_weights = static_cast<ptrdiff_t>(net_->parameters().weights);
+    for (int part = 1; part < parts; ++part)
+        for (ptrdiff_t i = 0; i < n; ++i) gradient[i] += gradient[part * part_stride + i];
+    const T l2 = update_.hypers.weights.l2;
+    for (ptrdiff_t i = 0; l2 != 0 && i < n_weights; ++i) gradient[i] += l2 * update_.theta[i];
+    update_.forget_l2();
+    if (plan_.l1 > 0) add_signs(update_.theta, static_cast<T>(plan_.l1), gradient, n_weights);
+    for (std::size_t l = 0; l < plan_.layers.size(); ++l) {
+        if (!update_.frozen(l)) continue;
+        const Ranges r = ranges(l);
+        std::fill(gradient + r.weights, gradient + r.weights_end, T(0));
+        std::fill(gradient + r.biases, gradient + r.biases_end, T(0));
+    }
+    if (const auto most = static_cast<T>(plan_.clip_value); most > 0)
+        for (ptrdiff_t i = 0; i < n; ++i)
+            gradient[i] = gradient[i] > most ? most : gradient[i] < -most ? -most : gradient[i];
+    if (plan_.clip_norm == 0) return;
+    double squares = 0;
+    for (ptrdiff_t i = 0; i < n; i += kUpdateSlice)
+        squares += k_.sum_squares(gradient + i, std::min(kUpdateSlice, n - i));
+    const double factor = plan_.clip_norm / (std::sqrt(squares) + 1e-6);
+    for (ptrdiff_t i = 0; factor < 1 && i < n; ++i) gradient[i] *= static_cast<T>(factor);
+}
+
+// The update of layers that learn at different rates, or not at all.
+template <class T>
+void Engine<T>::apply_by_layer(T* gradient, ptrdiff_t part_stride, int parts) {
+    Laps* laps = profile_.begin(0);
+    for (std::size_t l = 0; l < plan_.layers.size(); ++l) {
+        if (update_.frozen(l)) continue;
+        const Ranges r = ranges(l);
+        update_(r.weights, static_cast<ptrdiff_t>(r.weights_end - r.weights), gradient + r.weights, part_stride, parts,
+                update_.by_layer[l].weights);
+        update_(r.biases, static_cast<ptrdiff_t>(r.biases_end - r.biases), gradient + r.biases, part_stride, parts,
+                update_.by_layer[l].biases);
+    }
+    end_phase(laps, Phase::update);
+}
+
+// Training moves other parameters than those that the user sees, which are their average.
+template <class T>
+void Engine<T>::exchange_average() {
+    const std::size_t n = net_->parameters().total;
+    if (plan_.averages()) std::swap_ranges(update_.theta, update_.theta + n, update_.average());
+}
+
+// At the end of epochs, counted from 1 over the network's life: an equal mean from swa_start on.
+template <class T>
+void Engine<T>::average_epoch(int64_t epoch) {
+    const auto averaged = static_cast<double>(epoch) - plan_.swa_start;  // epochs before this one
+    follow(update_.theta, static_cast<T>(averaged > 0 ? 1 / (averaged + 1) : 1.0), update_.average(),
+           static_cast<ptrdiff_t>(net_->parameters().total));
 }
 
 // The update of all parameters by a gradient in memory. False if they would overflow: then nothing changed.
 template <class T>
-bool Engine<T>::apply(const T* gradient, ptrdiff_t part_stride, int parts, int threads) {
-    const auto n_weights = static_cast<ptrdiff_t>(net_->parameters().weights);
+bool Engine<T>::apply(T* gradient, ptrdiff_t part_stride, int parts, int threads) {
     const auto n = static_cast<ptrdiff_t>(net_->parameters().total);
     for (int part = 0; guarded_ && part < parts; ++part)
         if (!guard()(gradient + part * part_stride, n)) return false;
-    if (one_slice_) {
-        Laps* laps = profile_.begin(0);
-        update_(0, n, gradient, part_stride, parts, update_.hypers.biases);
-        end_phase(laps, Phase::update);
+    if (!one_slice_) {
+        apply_in_slices(gradient, part_stride, parts, threads);
         return true;
     }
+    Laps* laps = profile_.begin(0);
+    update_.plain(0, n, gradient, part_stride, parts, update_.hypers.biases);
+    end_phase(laps, Phase::update);
+    return true;
+}
+
+template <class T>
+void Engine<T>::apply_in_slices(T* gradient, ptrdiff_t part_stride, int parts, int threads) {
+    const auto n_weights = static_cast<ptrdiff_t>(net_->parameters().weights);
+    const auto n = static_cast<ptrdiff_t>(net_->parameters().total);
+    if (clips_) {
+        clip(gradient, part_stride, parts);
+        parts = 1;
+    }
+    if (!update_.by_layer.empty()) return apply_by_layer(gradient, part_stride, parts);
     // Parts come from several threads, which are awake: even small slices are worth sharing.
     const ptrdiff_t share = net_->whole_lanes((n_weights + threads - 1) / threads);
     const ptrdiff_t slice = std::clamp(share, kLeastUpdateSlice, kUpdateSlice);
@@ -154,7 +245,6 @@ bool Engine<T>::apply(const T* gradient, ptrdiff_t part_stride, int parts, int t
                     update_.hypers.biases);
         end_phase(laps, Phase::update);
     });
-    return true;
 }
 
 template <class T>
@@ -200,7 +290,7 @@ double Engine<T>::step_batch(const Batch<T>& b, const Scales& s, double learning
         begin_update(s, learning_rate);
         return apply(chunked_->gradient(), chunked_->part_stride(), chunked_->parts(), threads) ? loss : undo_update();
     }
-    const bool fused = b.rows <= panel_step_->most_rows();
+    const bool fused = !clips_ && b.rows <= panel_step_->most_rows();
     const DropStep drop = drop_step();
     if (fused) panel_step_->set_dropout(drop);
     double loss = fused ? panel_step_->forward(b, update_.theta, scale, threads, false)
@@ -235,7 +325,10 @@ double Engine<T>::step(Data<T> data, double learning_rate) {
     if (chunked_) chunked_->forget_inputs();
     guarded_ = true;
     const Batch<T> all{&data, nullptr, 0, data.n};
-    return step_batch(all, scales(all), learning_rate, threads);
+    exchange_average();
+    const double loss = step_batch(all, scales(all), learning_rate, threads);
+    exchange_average();
+    return loss;
 }
 
 template <class T>
@@ -290,6 +383,9 @@ double Engine<T>::loss_and_gradients(Data<T> data, const std::vector<T*>& W, con
     }
     for (std::size_t i = 0; s.l2 != 0 && i < net_->parameters().weights; ++i)
         gradient[i] += static_cast<T>(s.l2) * update_.theta[i];
+    if (plan_.l1 > 0)
+        add_signs(update_.theta, static_cast<T>(plan_.l1), gradient,
+                  static_cast<ptrdiff_t>(net_->parameters().weights));
     for (std::size_t l = 0; l < plan_.layers.size(); ++l) net_->unpack(l, gradient, W[l], b[l]);
     for (int64_t i = 0; dx && data.scale && i < data.n * plan_.n_in(); ++i) dx[i] *= data.scale[i % plan_.n_in()];
     return loss * s.loss + penalty(s.l2, threads);
@@ -297,7 +393,7 @@ double Engine<T>::loss_and_gradients(Data<T> data, const std::vector<T*>& W, con
 
 template <class T>
 std::size_t Engine<T>::state_size() const {
-    return net_->parameters().total * (1 + static_cast<std::size_t>(optimizer().states));
+    return net_->parameters().total * static_cast<std::size_t>(1 + states());
 }
 
 // Copies parameters and states, unless one of them is not finite: then nothing. After guarded steps only
@@ -358,6 +454,8 @@ bool Engine<T>::run_epochs(const Data<T>& data, const TrainOptions& options, int
             result.interrupted = true;
             return k_.all_finite(update_.theta, static_cast<ptrdiff_t>(net_->parameters().total));
         }
+        if (plan_.swa_start > 0) [[unlikely]]
+            average_epoch(options.first_epoch + done + 1);
         if (done + 1 == checkpoint || done + 1 == options.epochs) {
             if (!remember(guarded_)) return false;
             remembered_epochs_ = done + 1;
@@ -383,6 +481,7 @@ TrainResult Engine<T>::train(Data<T> data, const TrainOptions& options, const st
     }
     guarded_ = !remembered_;
     Interrupts interrupts(should_stop);
+    exchange_average();
     TrainResult result;
     result.losses.reserve(static_cast<std::size_t>(options.epochs));
     remembered_epochs_ = 0;
@@ -402,6 +501,7 @@ TrainResult Engine<T>::train(Data<T> data, const TrainOptions& options, const st
     } catch (...) {
         result.raised = std::current_exception();
     }
+    exchange_average();
     result.restored = remembered_ || !result.diverged;
     if (chunked_) chunked_->forget_inputs();
     return result;

@@ -45,8 +45,11 @@ public:
 
     const Plan& plan() const { return plan_; }
     const Optimizer<T>& optimizer() const { return update_.optimizer; }
+    // Arrays beside the parameters: the optimizer's states, and the parameters that training moves if those are an
+    // average.
+    int states() const { return optimizer().states + (plan_.averages() ? 1 : 0); }
 
-    // Natural shapes: W (n_in, n_out), b (n_out,). what: -1 the parameters, else one of the optimizer's states.
+    // Natural shapes: W (n_in, n_out), b (n_out,). what: -1 the parameters, else one of the states.
     void get(int what, std::size_t layer, T* W, T* b) const;
     void set(int what, std::size_t layer, const T* W, const T* b);  // null: stays as it is
     int64_t step_count() const { return count_.value(); }
@@ -91,7 +94,17 @@ private:
     bool backward_fused(int64_t rows, int threads);
     double accumulate_passes(const Batch<T>& b, T scale, int threads, const DropStep& drop, T* dx);
     DropStep drop_step() const { return {drops_, static_cast<uint32_t>(count_.value()), 0}; }
-    bool apply(const T* gradient, ptrdiff_t part_stride, int parts, int threads);
+    bool apply(T* gradient, ptrdiff_t part_stride, int parts, int threads);
+    void apply_in_slices(T* gradient, ptrdiff_t part_stride, int parts, int threads);
+    void apply_by_layer(T* gradient, ptrdiff_t part_stride, int parts);
+    void clip(T* gradient, ptrdiff_t part_stride, int parts);
+    struct Ranges {
+        std::size_t weights, weights_end, biases, biases_end;
+    };
+    Ranges ranges(std::size_t layer) const;
+    void exchange_average();
+    void average_epoch(int64_t epoch);
+    double absolute_penalty() const;
     // Whether a gradient can enter the optimizer, squared where that is what the states hold.
     bool (*guard() const)(const T*, ptrdiff_t) noexcept {
         return optimizer().squares ? k_.squares_finite : k_.all_finite;
@@ -106,7 +119,8 @@ private:
     T* gradient_in_memory();
 
     const Plan plan_;
-    const bool drops_;
+    const bool drops_, clips_;
+    bool penalised_ = false;  // l1 or l2
     bool one_slice_ = false;  // a tiny network: one call updates weights and biases
     const Kernels<T>& k_;
     std::unique_ptr<Net<T>> net_;

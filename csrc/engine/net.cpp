@@ -40,10 +40,11 @@ bool prefers_narrow(const Kernels<T>& kernels, const Plan& plan) {
 template <class T>
 std::unique_ptr<Net<T>> make_net(const Kernels<T>& kernels, const Plan& plan) {
     if (plan.custom_loss()) return std::make_unique<PanelNet<T>>(kernels, plan, 2);
-    // Dropout is for panels. Samples in lanes win while a panel of one vector would be mostly padding and the vectors
-    // of partial sums, one a weight, are few.
+    // Dropout and updates by layer are for panels, whose layers begin at whole vectors. Samples in lanes win while a
+    // panel of one vector would be mostly padding and the vectors of partial sums, one a weight, are few.
     const bool narrow = plan.widest() <= 16 || (plan.widest() <= 32 && plan.weights() <= 1024);
-    if (narrow && fits_cache<T>(plan) && !plan.drops()) return std::make_unique<LanesNet<T>>(kernels, plan);
+    if (narrow && fits_cache<T>(plan) && !plan.drops() && !plan.factored())
+        return std::make_unique<LanesNet<T>>(kernels, plan);
     return std::make_unique<PanelNet<T>>(kernels, plan, prefers_narrow<T>(kernels, plan) ? 1 : 2);
 }
 

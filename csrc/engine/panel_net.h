@@ -18,7 +18,7 @@ struct FusedUpdate {
     bool (*guard)(const T* gradient, ptrdiff_t n) noexcept;  // null: the caller has a checkpoint
     std::atomic<bool>& overflow;
 
-    void operator()(std::size_t offset, const T* gradient, ptrdiff_t n, const Hyper<T>& hyper) const {
+    void operator()(std::size_t offset, T* gradient, ptrdiff_t n, const Hyper<T>& hyper) const {
         if (guard && !guard(gradient, n))
             overflow.store(true, std::memory_order_relaxed);
         else
@@ -34,6 +34,8 @@ struct GradientSink {
     const FusedUpdate<T>* update = nullptr;
     Laps* laps = nullptr;  // of the thread at work
 
+    // Whether nobody asks for the gradient of the layer.
+    bool skips(std::size_t layer) const { return update && update->update.frozen(layer); }
     // What the update will need.
     const T* state(int s, std::size_t offset) const {
         return update && s < update->update.optimizer.states ? update->update.state(s) + offset : nullptr;
@@ -228,11 +230,11 @@ public:
                                const SparseEntry<T>* entries, int64_t n, const GradientSink<T>& sink,
                                T* scratch) const {
         const ptrdiff_t inputs = std::min(P_, this->plan_.layers[0].n_in - i * P_);
-        for (ptrdiff_t o = o0; o < o1; ++o) {
+        for (ptrdiff_t o = o0; o < o1 && !sink.skips(0); ++o) {
             const std::size_t at = weight_at(0, i * P_, o * P_);
             T* to = sink.update ? scratch : sink.gradient + at;
             this->k_.sparse_gradient[v_](entries, n, ws.errors[1] + o * ws.rows * P_, to, sink.keep);
-            finish_gradient(sink, at, inputs * P_, to, &Hypers<T>::weights);
+            finish_gradient(sink, 0, at, inputs * P_, to, &Hypers<T>::weights);
             if (i == 0) bias_gradient(ws, 0, o, rows, sink, scratch);
         }
     }
@@ -338,6 +340,7 @@ private:
 
     void weight_gradient(const Workspace<T>& ws, const T* x, std::size_t l, ptrdiff_t i, ptrdiff_t o, ptrdiff_t rows,
                          const GradientSink<T>& sink, T* scratch) const {
+        if (sink.skips(l)) return;
         const std::size_t at = weight_at(l, i * P_, o * P_);
         const ptrdiff_t inputs = std::min(P_, this->plan_.layers[l].n_in - i * P_);
         T* to = sink.update ? scratch : sink.gradient + at;
@@ -354,23 +357,24 @@ private:
                                          .ahead = {sink.state(0, at), sink.state(1, at)},
                                          .ahead_segment = 0,
                                          .half = is_half(this->plan_.layers[l].n_out, o)});
-        finish_gradient(sink, at, inputs * P_, scratch, &Hypers<T>::weights);
+        finish_gradient(sink, l, at, inputs * P_, scratch, &Hypers<T>::weights);
     }
 
     void bias_gradient(const Workspace<T>& ws, std::size_t l, ptrdiff_t o, ptrdiff_t rows, const GradientSink<T>& sink,
                        T* scratch) const {
+        if (sink.skips(l)) return;
         const std::size_t at = this->layout_.layers[l].biases + static_cast<std::size_t>(o * P_);
         T* to = sink.update ? scratch : sink.gradient + at;
         this->k_.column_sums[v_](ws.errors[l + 1] + o * ws.rows * P_, rows, to, sink.keep);
-        finish_gradient(sink, at, P_, scratch, &Hypers<T>::biases);
+        finish_gradient(sink, l, at, P_, scratch, &Hypers<T>::biases);
     }
 
     // After a block's gradient: its update, if the sink has one.
-    static void finish_gradient(const GradientSink<T>& sink, std::size_t at, ptrdiff_t n, const T* gradient,
+    static void finish_gradient(const GradientSink<T>& sink, std::size_t l, std::size_t at, ptrdiff_t n, T* gradient,
                                 Hyper<T> Hypers<T>::*which) {
         end_phase(sink.laps, Phase::weight_gradient);
         if (!sink.update) return;
-        (*sink.update)(at, gradient, n, sink.update->update.hypers.*which);
+        (*sink.update)(at, gradient, n, sink.update->update.hyper(l, which));
         end_phase(sink.laps, Phase::update);
     }
 

@@ -9,7 +9,8 @@ namespace gradstep {
 struct DensePlan {
     int64_t n_in, n_out;
     std::string activation;
-    double dropout = 0;  // share of the outputs that an update drops
+    double dropout = 0;      // share of the outputs that an update drops
+    double rate_factor = 1;  // of the learning rate; zero: frozen
 };
 
 // The caller computes the loss and its gradient, batch by batch.
@@ -23,9 +24,12 @@ struct Plan {
     double momentum = 0, nesterov = 0, beta1 = 0, beta2 = 0, epsilon = 0, weight_decay = 0;
     double momentum_decay = 0;  // of nadam; zero for all others
     double epsilon_hat = 0;     // not zero: epsilon is added before the second moment's bias is corrected
-    double l2 = 0;
-    bool l2_per_batch = false;  // l2 is divided by a batch's summed weights
-    uint64_t seed = 0;          // of the dropout masks
+    double l2 = 0, l1 = 0;
+    double clip_value = 0, clip_norm = 0;  // of a batch's gradient; zero: as it is
+    double ema_decay = 0, ema_warmup = 0;  // zero: no exponential mean of the parameters
+    double swa_start = 0;                  // first epoch, from 1, of the equal mean; zero: none
+    bool l2_per_batch = false;             // l2 is divided by a batch's summed weights
+    uint64_t seed = 0;                     // of the dropout masks
 
     int64_t n_in() const { return layers.front().n_in; }
     int64_t n_out() const { return layers.back().n_out; }
@@ -46,6 +50,13 @@ struct Plan {
             if (layer.dropout > 0) return true;
         return false;
     }
+    bool factored() const {
+        for (const DensePlan& layer : layers)
+            if (layer.rate_factor != 1) return true;
+        return false;
+    }
+    bool clips() const { return clip_value > 0 || clip_norm > 0; }
+    bool averages() const { return ema_decay > 0 || swa_start > 0; }
     int64_t weights() const {
         int64_t sum = 0;
         for (const DensePlan& layer : layers) sum += layer.n_in * layer.n_out;

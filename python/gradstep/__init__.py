@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from gradstep.averaging import EMA, SWA
 from gradstep.backends import get_num_threads, set_backend, set_num_threads
 from gradstep.callbacks import Callback, EarlyStopping, ReduceOnPlateau, TimeBudget, TrainingState
 from gradstep.history import History
@@ -21,6 +22,7 @@ from gradstep.losses import (
 )
 from gradstep.network import Network
 from gradstep.optimizers import (
+    LBFGS,
     SGD,
     Adagrad,
     Adam,
@@ -60,7 +62,10 @@ if TYPE_CHECKING:
     from gradstep.tables import TableEncoder
 
 __all__ = [
+    "EMA",
+    "LBFGS",
     "SGD",
+    "SWA",
     "AMSGrad",
     "Adagrad",
     "Adam",

@@ -21,7 +21,7 @@ class _Engine:
     def state_names(self) -> list[str]: ...
     def __init__(
         self,
-        layers: Sequence[tuple[int, int, str, float]],
+        layers: Sequence[tuple[int, int, str, float, float]],
         loss: str,
         loss_options: Mapping[str, Sequence[float]],
         optimizer: str,

@@ -28,8 +28,8 @@ class History:
     samples: int = 0
     """Rows trained on, summed over completed epochs."""
     stopped: str = "finished"
-    """Why training ended: "finished", "callback", "interrupted", "diverged", or "failed" where an
-    exception of a callback or signal handler ended it."""
+    """Why training ended: "finished", "converged" (LBFGS), "callback", "interrupted", "diverged", or "failed"
+    where an exception of a callback or signal handler ended it."""
 
     @property
     def epochs(self) -> list[int]:

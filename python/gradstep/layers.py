@@ -12,7 +12,7 @@ from gradstep.backends.base import DensePlan
 from gradstep.backends.numpy import ACTIVATIONS
 from gradstep.initializers import INITIALIZERS, Given
 from gradstep.names import check_name
-from gradstep.validation import check_integer, check_real, numeric_array
+from gradstep.validation import check_flag, check_integer, check_real, numeric_array
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,19 @@ class Dense:
         mish), glorot_uniform for the others.
     bias_initializer : str or array_like, default "zeros"
         Initial biases: zeros, or an array (units,).
+    learning_rate_factor : float, default 1.0
+        Multiplies the learning rate for this layer, decoupled decay included; positive.
+    trainable : bool, default True
+        False freezes the layer: updates leave its parameters and moments as they are, whatever l1, l2 and
+        decay say. Its weights still count in the penalties of the loss.
     """
 
     units: int
     activation: str = "identity"
     initializer: str | ArrayLike | Given | None = None
     bias_initializer: str | ArrayLike | Given = "zeros"
+    learning_rate_factor: float = 1.0
+    trainable: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "units", check_integer("units", self.units, minimum=1))
@@ -66,6 +73,9 @@ class Dense:
             object.__setattr__(self, "initializer", weights)
         bias = _initializer("bias_initializer", self.bias_initializer, ("zeros",), ndim=1)
         object.__setattr__(self, "bias_initializer", bias)
+        factor = check_real("learning_rate_factor", self.learning_rate_factor, above=0.0)
+        object.__setattr__(self, "learning_rate_factor", factor)
+        object.__setattr__(self, "trainable", check_flag("trainable", self.trainable))
 
     def to_config(self) -> dict[str, Any]:
         """Plain JSON values; given arrays are not part of it, a built network has them as its parameters."""
@@ -74,6 +84,8 @@ class Dense:
             "units": self.units,
             "activation": self.activation,
             "initializer": self.initializer if isinstance(self.initializer, str) else None,
+            "learning_rate_factor": self.learning_rate_factor,
+            "trainable": self.trainable,
         }
 
 
@@ -160,7 +172,9 @@ def dense_plans(layers: Sequence[Layer], n_in: int) -> tuple[DensePlan, ...]:
     plans: list[DensePlan] = []
     for layer in layers:
         if isinstance(layer, Dense):
-            plans.append(DensePlan(n_in, layer.units, layer.activation, f"dense_{len(plans)}"))
+            factor = layer.learning_rate_factor if layer.trainable else 0.0
+            name = f"dense_{len(plans)}"
+            plans.append(DensePlan(n_in, layer.units, layer.activation, name, rate_factor=factor))
             n_in = layer.units
         elif isinstance(layer, Dropout):
             plans[-1] = replace(plans[-1], dropout=layer.rate)

@@ -12,22 +12,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradstep import backends
+from gradstep.averaging import SWA, Averaging
 from gradstep.backends.base import Array, Engine, Parameters, Plan
 from gradstep.backends.numpy import trace as reference_trace
 from gradstep.callbacks import Callback
 from gradstep.class_weights import class_factors, weight_of_classes
 from gradstep.history import History
 from gradstep.layers import Input, Layer
+from gradstep.lbfgs import scipy_minimize
 from gradstep.losses import Loss, is_lost
 from gradstep.metrics import Metric, MetricLike, check_metrics, try_metrics
 from gradstep.names import check_name
-from gradstep.optimizers import MINI_BATCH, Optimizer
+from gradstep.optimizers import LBFGS, MINI_BATCH, Optimizer
 from gradstep.preprocessing import PREPROCESSING, RunningStatistics, Transform, fit_transform, transform_of
 from gradstep.sources import WINDOW_BYTES, Batches, Piece, Source
 from gradstep.specification import Specification, arguments_from_config
 from gradstep.streaming import BalancedFeed, BatchFeed, Feed, Rows, WindowFeed
 from gradstep.tracing import Trace
-from gradstep.training import DivergenceError, Job, Training
+from gradstep.training import DivergenceError, Job, LbfgsTraining, Training
 from gradstep.validation import (
     BLOCK_ELEMENTS,
     TARGET_CHECKS,
@@ -68,9 +70,17 @@ class Network:
         losses need a last layer with the identity: it outputs logits, and `predict` applies the sigmoid or
         softmax.
     optimizer : str or Optimizer, default "adam"
-        gradient_descent, sgd, adam or adamw with their defaults, or an object such as ``Adam(1e-2)``.
+        gradient_descent, sgd, adam, adamw, amsgrad, nadam, rmsprop, adagrad, lion or lbfgs with their
+        defaults, or an object such as ``Adam(1e-2)``.
     l2 : float, default 0.0
         Adds ``l2 / 2 * sum(W**2)`` over all weights, not biases, to the training loss.
+    l1 : float, default 0.0
+        Adds ``l1 * sum(abs(W))`` over all weights, not biases, to the training loss; the gradient is
+        ``l1 * sign(W)``, 0 at 0.
+    averaging : EMA or SWA, optional
+        Keep a mean of the parameters over the updates or epochs. The mean is what `parameters` returns, and
+        what predicts, evaluates and validates; training moves those of the optimizer state "trained".
+        `set_parameters` sets both.
     preprocessing : {"none", "standardize", "minmax"}
         What happens to the columns of X before the first layer: mean 0 and deviation 1, or from 0 to 1.
         The statistics are those of the rows of the first `fit`, and stay.
@@ -115,6 +125,8 @@ class Network:
         loss: str | Loss | Callable[..., Any] = "mse",
         optimizer: str | Optimizer = "adam",
         l2: float = 0.0,
+        l1: float = 0.0,
+        averaging: Averaging | None = None,
         preprocessing: str = "none",
         target_preprocessing: str = "none",
         seed: int = 0,
@@ -126,6 +138,8 @@ class Network:
             loss=loss,
             optimizer=optimizer,
             l2=l2,
+            l1=l1,
+            averaging=averaging,
             preprocessing=preprocessing,
             target_preprocessing=target_preprocessing,
             seed=seed,
@@ -419,7 +433,12 @@ class Network:
         self._fast_n_out = self.n_out
         self._fast_n_targets = self._specification.n_targets
         self._fast_labels = frozenset(range(self.n_out if self.loss.target_kind == "labels" else 0))
-        self._fast_step = self._target_transform is None and self.loss.target_kind in ("values", "labels")
+        self._fast_step = (
+            self._target_transform is None
+            and self.loss.target_kind in ("values", "labels")
+            and not isinstance(self._specification.averaging, SWA)
+            and not isinstance(self.optimizer, LBFGS)
+        )
         if self._engine is not None:
             transform = self._input_transform
             if transform is None:
@@ -586,6 +605,7 @@ class Network:
         sample_weight: Any = None,
         class_weight: Mapping[Any, float] | str | None = None,
         validation_data: Any = None,
+        accumulate: int = 1,
         shuffle: bool = True,
         sampling: str = "all",
         schedule: ScheduleLike = None,
@@ -622,6 +642,11 @@ class Network:
             one output of 0 and 1, or -1 and 1.
         validation_data : tuple, optional
             (X, y) or (X, y, sample_weight), evaluated after every epoch.
+        accumulate : int, default 1
+            Batches whose gradients are averaged, by the sums of their weights, before one update; the rest at
+            the end of an epoch makes an update of its own. It is the update of one batch of so many rows more
+            (the engine takes the rows of any batch in parts), so that schedules and the optimizer's step
+            count go by updates.
         shuffle : bool, default True
             Visit the rows in a new order every epoch, which depends on seed and epoch alone.
         sampling : {"all", "balanced"}
@@ -654,9 +679,13 @@ class Network:
             If a loss or parameter became NaN or infinite; the network keeps its last good parameters.
         """
         epochs = check_integer("epochs", epochs, minimum=1)
+        accumulate = check_integer("accumulate", accumulate, minimum=1)
         shuffle = check_flag("shuffle", shuffle)
         sampling = check_name("sampling", sampling, SAMPLING)
         schedule = _check_schedule(schedule)
+        lbfgs = isinstance(self.optimizer, LBFGS)
+        if lbfgs:
+            scipy_minimize()
         callbacks = _check_callbacks(callbacks)
         verbose = check_integer("verbose", int(verbose) if isinstance(verbose, bool) else verbose, minimum=0)
         with self._unchanged_on_error():
@@ -664,6 +693,9 @@ class Network:
             whole: Rows | None = None  # the rows, where they are at hand
             if y is None or isinstance(X, Source):
                 _check_alone(X, y, sample_weight, class_weight, sampling)
+                if lbfgs or accumulate > 1:
+                    what = "the optimizer LBFGS" if lbfgs else f"accumulate={accumulate}"
+                    raise ValueError(f"{what} needs X and y in memory or mapped into it, not a source")
                 source = X if isinstance(X, Source) else Batches(X, epochs)
                 engine = self._prepare_from(source)
                 rows = self._feed(source, epochs, batch_size, shuffle)
@@ -680,6 +712,9 @@ class Network:
                 n, n_in = data.X.shape
                 validation = self._check_validation(validation_data, n_in)
                 batch_size = check_batch_size(batch_size, n, self.optimizer.default_batch_size(n))
+                batch_size = min(n, batch_size * accumulate)
+                if lbfgs and (batch_size < n or schedule is not None or sampling != "all"):
+                    raise ValueError("the optimizer LBFGS takes all rows at once, and no schedule")
                 engine = self._prepare(data.X, data.y, X)
                 rows = whole = self._network_units(data)
                 if sampling == "balanced":
@@ -702,7 +737,7 @@ class Network:
                 schedule=schedule,
                 note=backends.first_use_note(self._backend, self.dtype) if verbose else None,
             )
-            training = Training(self, engine, job)
+            training = (LbfgsTraining if lbfgs else Training)(self, engine, job)
         return training.run()
 
     def _feed(self, source: Source | Batches, epochs: int, batch_size: int | None, shuffle: bool) -> Feed:
@@ -926,6 +961,7 @@ class Network:
         ):
             loss = engine.step(X, y, None, self._specification.optimizer.learning_rate)
         else:
+            self._refuse_step()
             engine, rows = self._checked(X, y, sample_weight)
             loss = engine.step(rows.X, rows.y, rows.weight, self.learning_rate)
         if not math.isfinite(loss):
@@ -934,6 +970,12 @@ class Network:
                 f"{self.learning_rate:g}, or smaller inputs"
             )
         return loss
+
+    def _refuse_step(self) -> None:
+        if isinstance(self.optimizer, LBFGS):
+            raise ValueError("step cannot be used with the optimizer LBFGS: use fit")
+        if isinstance(self._specification.averaging, SWA):
+            raise ValueError("step makes no epochs, which averaging=SWA(...) counts: use fit, or EMA")
 
     def _is_target(self, y: Any, n: int) -> bool:
         """Whether y can go to the engine as it is."""

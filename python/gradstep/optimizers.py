@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from gradstep.names import check_name
-from gradstep.validation import check_flag, check_real
+from gradstep.validation import check_flag, check_integer, check_real
 
 MINI_BATCH = 32
 """Rows of a batch where neither `fit` nor the optimizer says otherwise."""
+
+
+_CLIPS = ("clip_value", "clip_norm")
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,17 @@ class Optimizer:
     ----------
     learning_rate : float
         Size of a step, positive.
+    clip_value : float, optional
+        Largest absolute value of an entry of the gradient: larger ones are cut to it. By keyword only.
+    clip_norm : float, optional
+        Largest norm of the whole gradient, of all layers but frozen ones: a larger gradient is multiplied by
+        ``clip_norm / (norm + 1e-6)``, as by PyTorch's ``clip_grad_norm_``. By keyword only.
+
+    Notes
+    -----
+    Clipped is what the optimizer would see: the mean gradient of the batch with that of l1 and l2, without
+    decoupled decay; by value first, then by norm. Source: Pascanu, Mikolov and Bengio, "On the difficulty of
+    training recurrent neural networks", ICML 2013.
     """
 
     name: ClassVar[str]
@@ -28,9 +42,14 @@ class Optimizer:
     """Whether `fit` takes all rows as one batch unless told otherwise; 32 rows if not."""
 
     learning_rate: float = 0.01
+    clip_value: float | None = field(default=None, kw_only=True)
+    clip_norm: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         self._keep_real("learning_rate", above=0.0)
+        for name in _CLIPS:
+            if getattr(self, name) is not None:
+                self._keep_real(name, above=0.0)
 
     def _keep_real(
         self,
@@ -45,11 +64,20 @@ class Optimizer:
         object.__setattr__(self, name, number)
 
     @property
+    def engine_name(self) -> str:
+        """What the backend is asked for."""
+        return self.name
+
+    @property
     def options(self) -> dict[str, float]:
-        """All hyperparameters but the learning rate, as numbers."""
-        values = asdict(self)
-        del values["learning_rate"]
-        return {option: float(value) for option, value in values.items()}
+        """All hyperparameters but the learning rate and clipping, as numbers."""
+        common = ("learning_rate", *_CLIPS)
+        return {option: float(value) for option, value in asdict(self).items() if option not in common}
+
+    @property
+    def clipping(self) -> dict[str, float]:
+        """clip_value and clip_norm; 0 where there is none."""
+        return {name: getattr(self, name) or 0.0 for name in _CLIPS}
 
     def default_batch_size(self, n: int) -> int:
         """Rows of a batch where `fit` is not told."""
@@ -57,7 +85,8 @@ class Optimizer:
 
     def to_config(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"name": self.name, **asdict(self)}
+        values = {key: value for key, value in asdict(self).items() if key not in _CLIPS or value is not None}
+        return {"name": self.name, **values}
 
 
 @dataclass(frozen=True)
@@ -70,6 +99,8 @@ class GradientDescent(Optimizer):
     ----------
     learning_rate : float, default 0.01
         Size of a step, positive.
+    clip_value, clip_norm : float, optional
+        Limits of the gradient, see `Optimizer`. By keyword only.
     """
 
     name: ClassVar[str] = "gradient_descent"
@@ -91,6 +122,8 @@ class SGD(Optimizer):
         mu, in [0, 1).
     nesterov : bool, default False
         Use Nesterov's momentum.
+    clip_value, clip_norm : float, optional
+        Limits of the gradient, see `Optimizer`. By keyword only.
     """
 
     name: ClassVar[str] = "sgd"
@@ -123,6 +156,8 @@ class Adam(Optimizer):
         Add epsilon before the second moment's bias is corrected: ``sqrt(v) + epsilon`` takes the place of
         ``sqrt(v_hat) + epsilon``, with ``sqrt(1 - beta2^t)`` in the learning rate. It is the epsilon hat at
         the end of Kingma and Ba's section 2, and scikit-learn's and TensorFlow's; PyTorch's is the other.
+    clip_value, clip_norm : float, optional
+        Limits of the gradient, see `Optimizer`. By keyword only.
     """
 
     name: ClassVar[str] = "adam"
@@ -159,6 +194,8 @@ class AdamW(Adam):
         Add epsilon before the second moment's bias is corrected, see `Adam`.
     weight_decay : float, default 0.01
         Decay per unit of the learning rate, at least 0.
+    clip_value, clip_norm : float, optional
+        Limits of the gradient, see `Optimizer`. By keyword only.
     """
 
     name: ClassVar[str] = "adamw"
@@ -185,6 +222,8 @@ class AMSGrad(Optimizer):
         Decay of the first and second moment, in [0, 1).
     epsilon : float, default 1e-8
         Added to the root of the second moment, positive.
+    clip_value, clip_norm : float, optional
+        Limits of the gradient, see `Optimizer`. By keyword only.
     """
 
     name: ClassVar[str] = "amsgrad"
@@ -219,6 +258,8 @@ class NAdam(Optimizer):
         Added to the root of the second moment, positive.
     momentum_decay : float, default 0.004
         How fast mu grows, positive.
+    clip_value, clip_norm : float, optional
+        Limits of the gradient, see `Optimizer`. By keyword only.
     """
 
     name: ClassVar[str] = "nadam"
@@ -254,6 +295,8 @@ class RMSprop(Optimizer):
         mu, in [0, 1).
     epsilon : float, default 1e-8
         Added to the root, positive.
+    clip_value, clip_norm : float, optional
+        Limits of the gradient, see `Optimizer`. By keyword only.
     """
 
     name: ClassVar[str] = "rmsprop"
@@ -282,6 +325,8 @@ class Adagrad(Optimizer):
         Size of a step, positive.
     epsilon : float, default 1e-10
         Added to the root, positive.
+    clip_value, clip_norm : float, optional
+        Limits of the gradient, see `Optimizer`. By keyword only.
     """
 
     name: ClassVar[str] = "adagrad"
@@ -308,6 +353,8 @@ class Lion(Optimizer):
         Weight of the mean in the step, and its decay, in [0, 1).
     weight_decay : float, default 0.0
         Decay per unit of the learning rate, at least 0.
+    clip_value, clip_norm : float, optional
+        Limits of the gradient, see `Optimizer`. By keyword only.
     """
 
     name: ClassVar[str] = "lion"
@@ -324,8 +371,58 @@ class Lion(Optimizer):
         self._keep_real("weight_decay", minimum=0.0)
 
 
+@dataclass(frozen=True)
+class LBFGS(Optimizer):
+    """Limited-memory BFGS on all rows at once, SciPy's L-BFGS-B (extra ``lbfgs``): for `fit` only.
+
+    An epoch is an iteration, and the history holds the loss after each. `fit` ends early, with
+    ``history.stopped == "converged"``, when the gradient is small or no step improves the loss; called again,
+    it begins without the curvature of the last call. SciPy computes in float64; a float32 network rounds what
+    it is given, so that float64 converges further. Clipping, l1, averaging, dropout, schedules, factors of
+    the learning rate and smaller batches are refused. Source: Liu and Nocedal, "On the limited memory BFGS
+    method for large scale optimization", Mathematical Programming 45, 1989.
+
+    Parameters
+    ----------
+    learning_rate : float, default 1.0
+        Not used: a line search finds the size of a step.
+    history_size : int, default 10
+        Past steps from which the curvature is estimated, at least 1.
+    tolerance : float, default 1e-5
+        Converged when no entry of the gradient is larger, at least 0.
+    clip_value, clip_norm : None
+        Not for this optimizer.
+    """
+
+    name: ClassVar[str] = "lbfgs"
+    full_batch: ClassVar[bool] = True
+
+    learning_rate: float = 1.0
+    history_size: int = 10
+    tolerance: float = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "history_size", check_integer("history_size", self.history_size, minimum=1))
+        self._keep_real("tolerance", minimum=0.0)
+        for name in _CLIPS:
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} must be None for LBFGS, got {getattr(self, name)!r}")
+
+    @property
+    def engine_name(self) -> str:
+        """An optimizer without states: SciPy keeps them."""
+        return "gradient_descent"
+
+    @property
+    def options(self) -> dict[str, float]:
+        """The engine has none."""
+        return {}
+
+
 OPTIMIZER_CLASSES: dict[str, type[Optimizer]] = {
-    cls.name: cls for cls in (GradientDescent, SGD, Adam, AdamW, AMSGrad, NAdam, RMSprop, Adagrad, Lion)
+    cls.name: cls
+    for cls in (GradientDescent, SGD, Adam, AdamW, AMSGrad, NAdam, RMSprop, Adagrad, Lion, LBFGS)
 }
 
 

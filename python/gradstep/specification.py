@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from gradstep.averaging import Averaging, averaging_from_config, check_averaging
 from gradstep.backends.base import Parameters, Plan
 from gradstep.initializers import Given, default_initializer, given_values, initial_weights
-from gradstep.layers import Dense, Layer, check_layers, dense_plans, layer_from_config, summaries
+from gradstep.layers import Dense, Dropout, Layer, check_layers, dense_plans, layer_from_config, summaries
 from gradstep.losses import CustomLoss, Loss, as_loss, loss_from_config
 from gradstep.names import check_name
-from gradstep.optimizers import Optimizer, as_optimizer, optimizer_from_config
+from gradstep.optimizers import LBFGS, Optimizer, as_optimizer, optimizer_from_config
 from gradstep.preprocessing import TARGET_PREPROCESSING, check_preprocessing
 from gradstep.validation import check_integer, check_real
 
@@ -28,6 +29,8 @@ class Specification:
     loss: Loss
     optimizer: Optimizer
     l2: float
+    l1: float
+    averaging: Averaging | None
     preprocessing: str
     target_preprocessing: str
     seed: int
@@ -41,6 +44,8 @@ class Specification:
         loss: object,
         optimizer: object,
         l2: object,
+        l1: object,
+        averaging: object,
         preprocessing: object,
         target_preprocessing: object,
         seed: object,
@@ -52,6 +57,8 @@ class Specification:
             loss=as_loss(loss),
             optimizer=as_optimizer(optimizer),
             l2=check_real("l2", l2, minimum=0.0),
+            l1=check_real("l1", l1, minimum=0.0),
+            averaging=check_averaging(averaging),
             preprocessing=check_preprocessing(preprocessing),
             target_preprocessing=check_name(
                 "target_preprocessing", target_preprocessing, TARGET_PREPROCESSING
@@ -60,6 +67,7 @@ class Specification:
             dtype=check_name("dtype", _dtype_name(dtype), DTYPES),
         )
         specification._check_loss()
+        specification._check_lbfgs()
         return specification
 
     def _check_loss(self) -> None:
@@ -92,6 +100,19 @@ class Specification:
                 f"got {self.target_preprocessing!r}"
             )
 
+    def _check_lbfgs(self) -> None:
+        if not isinstance(self.optimizer, LBFGS):
+            return
+        unfit = {
+            "l1, which has no derivative at 0": self.l1 > 0,
+            "averaging": self.averaging is not None,
+            "Dropout": any(isinstance(layer, Dropout) for layer in self.layers),
+            "learning_rate_factor": any(layer.learning_rate_factor != 1 for layer in self.dense_layers),
+        }
+        for what, given in unfit.items():
+            if given:
+                raise ValueError(f"the optimizer LBFGS cannot be combined with {what}")
+
     @property
     def dense_layers(self) -> tuple[Dense, ...]:
         """The layers with parameters."""
@@ -109,16 +130,21 @@ class Specification:
 
     def plan(self, n_in: int) -> Plan:
         """What a backend needs to know for inputs of n_in columns."""
+        settings: dict[str, Any] = dict(self.optimizer.clipping)
+        if self.averaging is not None:
+            settings.update(self.averaging.plan_options)
         return Plan(
             layers=dense_plans(self.layers, n_in),
             loss=self.loss.name,
-            optimizer=self.optimizer.name,
+            optimizer=self.optimizer.engine_name,
             loss_options=self.loss.engine_options,
             optimizer_options=self._optimizer_options(),
             l2=self.l2,
             dtype=self.dtype,
             seed=self.seed,
             custom_loss=self.loss.engine_function if isinstance(self.loss, CustomLoss) else None,
+            l1=self.l1,
+            **settings,
         )
 
     def _optimizer_options(self) -> dict[str, float]:
@@ -167,6 +193,8 @@ class Specification:
             "loss": self.loss.to_config(),
             "optimizer": self.optimizer.to_config(),
             "l2": self.l2,
+            "l1": self.l1,
+            "averaging": None if self.averaging is None else self.averaging.to_config(),
             "seed": self.seed,
             "dtype": self.dtype,
         }
@@ -179,6 +207,8 @@ def arguments_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "loss": loss_from_config(config["loss"]),
         "optimizer": optimizer_from_config(config["optimizer"]),
         "l2": config["l2"],
+        "l1": config.get("l1", 0.0),
+        "averaging": averaging_from_config(config.get("averaging")),
         "preprocessing": config["preprocessing"]["mode"],
         "target_preprocessing": config["target_preprocessing"]["mode"],
         "seed": config["seed"],

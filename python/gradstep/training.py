@@ -6,13 +6,15 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gradstep.backends.base import Array, Engine, TrainResult
 from gradstep.callbacks import Callback, TrainingState
 from gradstep.history import History
+from gradstep.lbfgs import Objective, minimize, pack, set_packed
+from gradstep.optimizers import LBFGS
 from gradstep.progress import Progress, Silent, start_progress
 from gradstep.streaming import Feed, Rows
 
@@ -269,3 +271,49 @@ class Training:
             f"NaN or infinite); the network keeps its {kept} parameters: try a smaller learning rate, "
             f"such as {rate / 10:g} instead of {rate:g}"
         )
+
+
+class LbfgsTraining(Training):
+    """One call of `fit` with `LBFGS`: SciPy leads, an iteration is an epoch."""
+
+    def _epochs(self) -> None:
+        if self.job.note is not None:
+            self.progress.note(self.job.note)
+        optimizer = self.network.optimizer
+        rows = self.job.rows
+        assert isinstance(optimizer, LBFGS)
+        assert isinstance(rows, Rows)
+        objective = Objective(self.engine, rows.X, rows.y, rows.weight)
+        self.good = pack(self.engine.plan, self.engine.parameters())
+        options = {
+            "maxiter": self.job.epochs,
+            "maxfun": np.iinfo(np.int32).max,
+            "maxcor": optimizer.history_size,
+            "gtol": optimizer.tolerance,
+            "ftol": 64 * np.finfo(np.float64).eps,
+        }
+        try:
+            with np.errstate(all="ignore"):
+                if np.isfinite(objective(self.good)[0]):
+                    minimize(objective, self.good, self._iteration, options)
+                else:
+                    self.history.stopped = "diverged"
+        finally:
+            set_packed(self.engine, self.good)
+        if self.history.stopped == "finished" and len(self.history) < self.job.epochs:
+            self.history.stopped = "converged"
+
+    def _iteration(self, intermediate_result: Any) -> None:
+        """After an iteration; the name of the argument tells SciPy what to hand over."""
+        if not (np.isfinite(intermediate_result.fun) and np.isfinite(intermediate_result.x).all()):
+            self.history.stopped = "diverged"
+            raise StopIteration
+        self.good = intermediate_result.x.copy()
+        set_packed(self.engine, self.good)
+        self._record(TrainResult([float(intermediate_result.fun)]))
+        for callback in self.callbacks:
+            if callback.on_epoch_end(self._state()):
+                self.history.stopped = "callback"
+        self.good = pack(self.engine.plan, self.engine.parameters())
+        if self.history.stopped != "finished":
+            raise StopIteration

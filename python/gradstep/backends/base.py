@@ -8,8 +8,12 @@ Conventions, the same for every backend:
 
 - Rows are samples: a layer computes ``a = act(x W + b)`` with ``W`` of shape (n_in, n_out).
 - Losses are means over the batch (weighted means with sample weights), over outputs too for mse, mae,
-  huber and quantile, summed over outputs for all others; with ``l2 > 0`` every loss
-  includes ``l2 / 2 * sum(W**2)`` over all weights, never over biases.
+  huber and quantile, summed over outputs for all others; every training loss includes
+  ``l2 / 2 * sum(W**2) + l1 * sum(abs(W))`` over all weights, never over biases; l1's gradient is 0 at 0.
+- An update sees the mean gradient with its penalties, without frozen layers: cut to ``clip_value``, then
+  scaled to the norm ``clip_norm`` where it is larger.
+- Where parameters are averaged, `parameters` are the average, with which everything but training computes;
+  those that training moves are the optimizer state's "trained". `set_parameters` sets both.
 - Classification losses take logits, poisson and gamma take logarithms of means, gaussian_nll those of
   variances behind the means: a plan's last activation is the identity there, and `predict` applies the link
   (`sigmoid`, `softmax`, `exp` or `gaussian`).
@@ -46,6 +50,8 @@ class DensePlan:
     """Prefix of the layer's parameters: ``dense_0`` has ``dense_0.W`` and ``dense_0.b``."""
     dropout: float = 0.0
     """Share of the outputs that every update drops, in [0, 1); 0 for the last layer."""
+    rate_factor: float = 1.0
+    """Of the learning rate; 0: frozen, no update touches parameters and moments."""
 
 
 class Csr(NamedTuple):
@@ -83,6 +89,26 @@ class Plan:
     custom_loss: Callable[[Array, Array, Array | None], tuple[float, Array]] | None = None
     """The mean loss of a whole batch and its gradient, (B, n_out), from y, outputs and sample weights;
     `loss` is "custom" then. A `gradstep.backends.custom_loss.CustomLoss`."""
+    l1: float = 0.0
+    clip_value: float = 0.0
+    clip_norm: float = 0.0
+    """0: not clipped."""
+    ema_decay: float = 0.0
+    """Of the exponential mean of the parameters; 0: none."""
+    ema_warmup: bool = False
+    swa_start: int = 0
+    """First epoch of an equal mean of the parameters, counted from 1; 0: none."""
+
+    @property
+    def averages(self) -> bool:
+        """Whether predictions use a mean of the parameters."""
+        return self.ema_decay > 0 or self.swa_start > 0
+
+    def ema_gain(self, step: int) -> float:
+        """``mean <- mean + gain (theta - mean)`` after update ``step``, counted from 1."""
+        if step <= 1:
+            return 1.0
+        return 1 - (min(self.ema_decay, (1 + step) / (10 + step)) if self.ema_warmup else self.ema_decay)
 
     @property
     def n_in(self) -> int:

@@ -24,7 +24,15 @@ except ImportError as error:
 
 threadpool_control.register()
 
-_PARAMETERS = -1  # the engine's number for the parameters themselves; 0 and 1 are the optimizer's states
+_PARAMETERS = -1  # the engine's number for the parameters themselves; 0, 1, ... are the optimizer's states
+
+
+_SETTINGS = ("l1", "clip_value", "clip_norm", "ema_decay", "ema_warmup", "swa_start")
+
+
+def _options(plan: Plan) -> dict[str, float]:
+    settings = {name: getattr(plan, name) for name in _SETTINGS}
+    return {name: float(value) for name, value in {**settings, **plan.optimizer_options}.items()}
 
 
 class CppEngine(Engine):
@@ -37,11 +45,11 @@ class CppEngine(Engine):
         defaults = {} if plan.custom_loss else LOSSES[plan.loss].defaults
         loss_options = {**defaults, **plan.loss_options}
         self._core = make(
-            layers=[(layer.n_in, layer.n_out, layer.activation, layer.dropout) for layer in plan.layers],
+            layers=[(d.n_in, d.n_out, d.activation, d.dropout, d.rate_factor) for d in plan.layers],
             loss=plan.loss,
             loss_options={name: np.atleast_1d(value).tolist() for name, value in loss_options.items()},
             optimizer=plan.optimizer,
-            optimizer_options={name: float(value) for name, value in plan.optimizer_options.items()},
+            optimizer_options=_options(plan),
             l2=plan.l2,
             l2_per_batch=plan.l2_per_batch,
             seed=plan.seed,

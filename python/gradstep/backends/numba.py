@@ -13,9 +13,10 @@ through threadpoolctl; all else runs on one thread.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numba
 import numpy as np
@@ -89,6 +90,7 @@ class NumbaEngine(Engine):
         self._model = Model(
             layers=_layer_table(plan),
             dropout=np.array([layer.dropout for layer in plan.layers], np.float64),
+            rates=_rate_table(plan),
             seed=np.uint64(plan.seed),
             loss=LOSS_IDS[plan.loss],
             loss_option=_loss_option(plan),
@@ -99,6 +101,7 @@ class NumbaEngine(Engine):
             first_moment=moments[0],
             second_moment=moments[1],
             third_moment=moments[2],
+            average=np.zeros(size if plan.averages else 0, plan.dtype),
             shift=np.zeros(plan.n_in, plan.dtype),
             scale=np.ones(plan.n_in, plan.dtype),
         )
@@ -121,17 +124,31 @@ class NumbaEngine(Engine):
 
     def set_parameters(self, values: Mapping[str, Array]) -> None:
         """Overwrite the named parameters."""
-        views = self._named(self._model.theta)
-        for name, value in values.items():
-            views[name][...] = value
+        for array in (self._model.theta, self._model.average)[: 1 + self.plan.averages]:
+            views = self._named(array)
+            for name, value in values.items():
+                views[name][...] = value
 
     def _moments(self) -> Parameters:
         arrays = (self._model.first_moment, self._model.second_moment, self._model.third_moment)
-        return {
-            f"{name}.{kind}": view
-            for kind, array in zip(self._kinds, arrays, strict=False)
-            for name, view in self._named(array).items()
-        }
+        kept = list(zip(self._kinds, arrays, strict=False))
+        if self.plan.averages:
+            kept.append(("trained", self._model.average))
+        return {f"{name}.{kind}": view for kind, array in kept for name, view in self._named(array).items()}
+
+    @contextlib.contextmanager
+    def _training(self) -> Iterator[None]:
+        """In the block, `theta` is what training moves, and `average` its mean; outside it is the reverse."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        if self.plan.averages:
+            theta, average = self._model.theta, self._model.average
+            theta[...], average[...] = average.copy(), theta.copy()
 
     def optimizer_state(self) -> Parameters:
         """Copies of the step count and of all moments by name."""
@@ -193,7 +210,8 @@ class NumbaEngine(Engine):
     def step(self, X: Array, y: Array, weight: Array | None, learning_rate: float) -> float:
         """One forward, backward and update on all rows given; returns the loss before the update."""
         data, work = self._data(X, y, weight), self._workspace(len(X))
-        loss = kernels.step(self._model, data, work, IN_ORDER, float(learning_rate), self._step + 1)
+        with self._training():
+            loss = kernels.step(self._model, data, work, IN_ORDER, float(learning_rate), self._step + 1)
         self._step += math.isfinite(loss)
         return float(loss)
 
@@ -220,7 +238,8 @@ class NumbaEngine(Engine):
         schedule = min(batch_size, rows), learning_rates, seed, first_epoch
         progress, losses, arguments = self._train_arguments(X, y, weight, epochs, visits, *schedule)
         kernels.train(*arguments, 0)  # compiles, if need be, while Ctrl-C still raises
-        interrupted = _run_in_slices(arguments, progress, epochs)
+        with self._training():
+            interrupted = _run_in_slices(arguments, progress, epochs)
         self._step = int(progress[kernels.STEP])
         done = losses[: progress[kernels.EPOCH]].tolist()
         return TrainResult(done, interrupted, diverged=bool(progress[kernels.DIVERGED]))
@@ -241,7 +260,7 @@ class NumbaEngine(Engine):
         progress = np.array([0, 0, self._step, self._step, 0], np.int64)
         losses = np.empty(epochs)
         model = self._model
-        state = model.theta, model.first_moment, model.second_moment, model.third_moment
+        state = model.theta, model.first_moment, model.second_moment, model.third_moment, model.average
         return (
             progress,
             losses,
@@ -290,12 +309,21 @@ def _loss_option(plan: Plan) -> Array:
     return np.array(np.broadcast_to(next(iter(options.values()), 0.0), plan.n_out), np.float64)
 
 
+_SETTINGS = ("l1", "clip_value", "clip_norm", "ema_decay", "ema_warmup", "swa_start")
+
+
+def _rate_table(plan: Plan) -> Array:
+    rates = [layer.rate_factor for layer in plan.layers]
+    return np.array([] if all(rate == 1 for rate in rates) else rates, np.float64)
+
+
 def _option_table(plan: Plan) -> Array:
     options = {
         **OPTIMIZERS[plan.optimizer].defaults,
         **plan.optimizer_options,
         "l2": plan.l2,
         "l2_per_batch": float(plan.l2_per_batch),
+        **{name: float(getattr(plan, name)) for name in _SETTINGS},
     }
     names = (
         "l2",
@@ -309,6 +337,7 @@ def _option_table(plan: Plan) -> Array:
         "epsilon_hat",
         "momentum_decay",
         "decay",
+        *_SETTINGS,
     )
     return np.array([options.get(name, 0.0) for name in names], np.float64)
 

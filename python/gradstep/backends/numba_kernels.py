@@ -101,6 +101,8 @@ class Model(NamedTuple):
     """int64 (L, 6): columns N_IN ... ROW below."""
     dropout: Array
     """float64 (L,): share of each layer's outputs that an update drops."""
+    rates: Array
+    """float64 (L,): factors of the learning rate, 0 for frozen layers; empty if all are 1."""
     seed: int
     """uint64, of the dropout masks."""
     loss: int
@@ -108,7 +110,7 @@ class Model(NamedTuple):
     """float64 (n_out,): the loss's only option for every output."""
     optimizer: int
     options: Array
-    """float64: entries L2 ... DECAY below."""
+    """float64: entries L2 ... SWA_START below."""
     theta: Array
     """All parameters: W then b of every layer, real."""
     gradient: Array
@@ -119,6 +121,8 @@ class Model(NamedTuple):
     """v of adam, else empty, real."""
     third_moment: Array
     """v_max of amsgrad, else empty, real."""
+    average: Array
+    """Mean of the parameters, or empty, real."""
     shift: Array
     scale: Array
     """The input transform, (n_in,), real."""
@@ -140,7 +144,13 @@ feature in the chunk's buffers."""
     EPSILON_HAT,
     MOMENTUM_DECAY,
     DECAY,
-) = range(11)
+    L1,
+    CLIP_VALUE,
+    CLIP_NORM,
+    EMA_DECAY,
+    EMA_WARMUP,
+    SWA_START,
+) = range(17)
 """Entries of `Model.options`."""
 
 
@@ -204,6 +214,7 @@ class Snapshot(NamedTuple):
     first_moment: Array
     second_moment: Array
     third_moment: Array
+    average: Array
 
 
 EPOCH, BATCH, STEP, EPOCH_STEP, DIVERGED = range(5)
@@ -971,13 +982,26 @@ def backward(model: Model, work: Workspace, B: int, first: bool, dropped: bool, 
 
 
 @jit
+def _add_l1(model: Model) -> float:
+    l1, zero = model.theta.dtype.type(model.options[L1]), model.theta.dtype.type(0)
+    total = 0.0
+    for layer in range(model.layers.shape[0]):
+        for i in range(model.layers[layer, WEIGHTS], model.layers[layer, BIASES]):
+            theta = model.theta[i]
+            total += abs(float(theta))
+            model.gradient[i] += l1 if theta > zero else (-l1 if theta < zero else zero)
+    return model.options[L1] * total
+
+
+@jit
 def add_penalty(model: Model, total_weight: float) -> float:
-    """Add l2 W to dJ/dW of every layer; returns l2 / 2 sum(W^2)."""
+    """Add l2 W + l1 sign(W) to dJ/dW of every layer; returns l2 / 2 sum(W^2) + l1 sum(|W|)."""
     l2 = model.options[L2]
     if model.options[L2_PER_BATCH] != 0.0:
         l2 = l2 / total_weight if total_weight > 0.0 else 0.0
+    penalty = _add_l1(model) if model.options[L1] != 0.0 else 0.0
     if l2 == 0.0:
-        return 0.0
+        return penalty
     total = 0.0
     for layer in range(model.layers.shape[0]):
         start, stop = model.layers[layer, WEIGHTS], model.layers[layer, BIASES]
@@ -992,7 +1016,7 @@ def add_penalty(model: Model, total_weight: float) -> float:
         for i in range(stop - (stop - start) % 4, stop):
             s0 += float(model.theta[i]) ** 2
         total += (s0 + s1) + (s2 + s3)
-    return 0.5 * l2 * total
+    return 0.5 * l2 * total + penalty
 
 
 @jit
@@ -1134,8 +1158,83 @@ def _update_lion(model: Model, learning_rate: float) -> None:
 
 
 @jit
+def _clip(model: Model) -> None:
+    real, g = model.theta.dtype.type, model.gradient
+    most = real(model.options[CLIP_VALUE])
+    if most > 0:
+        for i in range(g.size):
+            g[i] = most if g[i] > most else (-most if g[i] < -most else g[i])
+    if model.options[CLIP_NORM] > 0:
+        squares = 0.0
+        for i in range(g.size):
+            squares += float(g[i]) ** 2
+        factor = model.options[CLIP_NORM] / (math.sqrt(squares) + 1e-6)
+        if factor < 1.0:
+            for i in range(g.size):
+                g[i] *= real(factor)
+
+
+@jit
+def _end_of_layer(model: Model, layer: int) -> int:
+    return model.layers[layer, BIASES] + model.layers[layer, N_OUT]
+
+
+@jit
+def _layer_of(model: Model, layer: int) -> Model:
+    """One layer as a model of its own, for its update."""
+    start, stop = model.layers[layer, WEIGHTS], _end_of_layer(model, layer)
+    layers = model.layers[layer : layer + 1].copy()
+    layers[0, WEIGHTS] -= start
+    layers[0, BIASES] -= start
+    return Model(
+        layers,
+        model.dropout,
+        model.rates,
+        model.seed,
+        model.loss,
+        model.loss_option,
+        model.optimizer,
+        model.options,
+        model.theta[start:stop],
+        model.gradient[start:stop],
+        model.first_moment[start:stop],
+        model.second_moment[start:stop],
+        model.third_moment[start:stop],
+        model.average,
+        model.shift,
+        model.scale,
+    )
+
+
+@jit
+def follow(model: Model, gain: float) -> None:
+    """Average += gain (theta - average); a gain of 1 copies."""
+    real, average, theta = model.theta.dtype.type, model.average, model.theta
+    for i in range(average.size):
+        average[i] = theta[i] if gain == 1.0 else average[i] + real(gain) * (theta[i] - average[i])
+
+
+@jit
 def update(model: Model, learning_rate: float, step: int) -> None:
-    """Move all parameters by one step of the optimizer; step counts from 1."""
+    """Clip the gradient, move all parameters but frozen ones, average them; step counts from 1."""
+    for layer in range(model.rates.size):
+        if model.rates[layer] == 0.0:
+            model.gradient[model.layers[layer, WEIGHTS] : _end_of_layer(model, layer)] = 0
+    _clip(model)
+    for layer in range(model.rates.size):
+        if model.rates[layer] != 0.0:
+            _update_all(_layer_of(model, layer), learning_rate * model.rates[layer], step)
+    if model.rates.size == 0:
+        _update_all(model, learning_rate, step)
+    decay = model.options[EMA_DECAY]
+    if decay > 0.0:
+        if model.options[EMA_WARMUP] != 0.0:
+            decay = min(decay, (1.0 + step) / (10.0 + step))
+        follow(model, 1.0 if step <= 1 else 1.0 - decay)
+
+
+@jit
+def _update_all(model: Model, learning_rate: float, step: int) -> None:
     real = model.theta.dtype.type
     size = model.theta.size
     if model.optimizer == GRADIENT_DESCENT:
@@ -1229,6 +1328,7 @@ def _copy_state(source: Snapshot, target: Snapshot) -> None:
     _copy(source.first_moment, target.first_moment)
     _copy(source.second_moment, target.second_moment)
     _copy(source.third_moment, target.third_moment)
+    _copy(source.average, target.average)
 
 
 @jit
@@ -1271,7 +1371,7 @@ def train(
         uint64.
     """
     n = order.rows.size if order.listed else data.X.shape[0]
-    state = Snapshot(model.theta, model.first_moment, model.second_moment, model.third_moment)
+    state = Snapshot(model.theta, model.first_moment, model.second_moment, model.third_moment, model.average)
     nothing = np.empty((0, 0), model.theta.dtype)
     while budget > 0 and progress[EPOCH] < losses.size and progress[DIVERGED] == 0:
         epoch, start = progress[EPOCH], progress[BATCH] * batch_size
@@ -1295,6 +1395,9 @@ def train(
         if stop == n:
             losses[epoch] = sums[0] / sums[1] if sums[1] > 0.0 else 0.0
             if math.isfinite(losses[epoch]) and _all_finite(model.theta):
+                if model.options[SWA_START] > 0.0:
+                    averaged = float(first_epoch) + epoch + 1 - model.options[SWA_START]
+                    follow(model, 1.0 / (averaged + 1.0) if averaged > 0.0 else 1.0)
                 progress[EPOCH] += 1
                 progress[BATCH] = 0
             else:

@@ -10,6 +10,7 @@ back-propagating errors", Nature 323, 1986.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -583,10 +584,29 @@ def _batch_l2(plan: Plan, weight: Array | None, n: int) -> float:
 
 
 def _penalty(plan: Plan, parameters: Mapping[str, Array], l2: float) -> float:
-    if l2 == 0:
-        return 0.0
-    weights = (parameters[f"{layer.name}.W"] for layer in plan.layers)
-    return l2 / 2 * sum(float(np.sum(np.square(W, dtype=np.float64))) for W in weights)
+    weights = [parameters[f"{layer.name}.W"] for layer in plan.layers]
+    penalty = 0.0
+    if l2:
+        penalty += l2 / 2 * sum(float(np.sum(np.square(W, dtype=np.float64))) for W in weights)
+    if plan.l1:
+        penalty += plan.l1 * sum(float(np.sum(np.abs(W), dtype=np.float64)) for W in weights)
+    return penalty
+
+
+def _clip(plan: Plan, gradients: Parameters) -> None:
+    """Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", ICML 2013.
+
+    All gradients are scaled by ``clip_norm / (norm + 1e-6)`` where that is below 1, as in PyTorch.
+    """
+    if plan.clip_value:
+        for g in gradients.values():
+            np.clip(g, -plan.clip_value, plan.clip_value, out=g)
+    if plan.clip_norm:
+        squares = sum(float(np.sum(np.square(g, dtype=np.float64))) for g in gradients.values())
+        factor = plan.clip_norm / (squares**0.5 + 1e-6)
+        if factor < 1:
+            for g in gradients.values():
+                g *= factor
 
 
 @np.errstate(all="ignore")
@@ -607,7 +627,7 @@ def trace(
 
         delta_L = dJ/dp * act'(z_L)
         delta_l = (delta_{l+1} W_{l+1}^T) * act'(z_l)
-        dJ/dW_l = x_l^T delta_l + l2 W_l
+        dJ/dW_l = x_l^T delta_l + l2 W_l + l1 sign(W_l)
         dJ/db_l = sum of delta_l over the rows
 
     Parameters
@@ -631,7 +651,7 @@ def trace(
     Returns
     -------
     loss : float
-        Mean loss with the l2 penalty.
+        Mean loss with the penalties.
     layers : list of LayerTrace
         One entry per layer, first layer first.
     """
@@ -650,6 +670,8 @@ def trace(
         dW = x.T @ delta
         if l2:
             dW += l2 * W
+        if plan.l1:
+            dW += plan.l1 * np.sign(W)
         layers.append(LayerTrace(layer.name, x, z, a, delta, dW, np.sum(delta, axis=0)))
         gradient = delta @ W.T
     return loss, layers[::-1]
@@ -684,6 +706,8 @@ class NumpyEngine(Engine):
             name: [np.zeros(shape, plan.dtype) for _ in self._optimizer.moments]
             for name, shape in shapes.items()
         }
+        self._trained = {name: value.copy() for name, value in self._parameters.items()}
+        self._factors = {f"{d.name}.{p}": d.rate_factor for d in plan.layers for p in "Wb"}
         self._step = 0
         self._shift: Array | None = None
         self._scale: Array | None = None
@@ -696,6 +720,7 @@ class NumpyEngine(Engine):
         """Overwrite the named parameters."""
         for name, value in values.items():
             self._parameters[name][...] = value
+            self._trained[name][...] = value
 
     def optimizer_state(self) -> Parameters:
         """Copies of the step count and of all moments by name."""
@@ -703,6 +728,8 @@ class NumpyEngine(Engine):
         for name, moments in self._moments.items():
             for kind, moment in zip(self._optimizer.moments, moments, strict=True):
                 state[f"{name}.{kind}"] = moment.copy()
+            if self.plan.averages:
+                state[f"{name}.trained"] = self._trained[name].copy()
         return state
 
     def set_optimizer_state(self, values: Mapping[str, Array]) -> None:
@@ -711,6 +738,8 @@ class NumpyEngine(Engine):
         for name, moments in self._moments.items():
             for kind, moment in zip(self._optimizer.moments, moments, strict=True):
                 moment[...] = values[f"{name}.{kind}"]
+            if self.plan.averages:
+                self._trained[name][...] = values[f"{name}.trained"]
 
     def set_input_transform(self, shift: Array | None, scale: Array | None) -> None:
         """Let every later call see ``(X - shift) * scale``."""
@@ -763,18 +792,44 @@ class NumpyEngine(Engine):
             dX = dX if self._scale is None else dX * self._scale
         return loss, _gradients(layers), dX
 
-    @np.errstate(all="ignore")
+    @contextlib.contextmanager
+    def _training(self) -> Iterator[None]:
+        """In the block, `_parameters` are those that training moves, and `_trained` their average."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        if self.plan.averages:
+            self._parameters, self._trained = self._trained, self._parameters
+
+    def _average(self, gain: float) -> None:
+        for name, average in self._trained.items():
+            theta = self._parameters[name]
+            average[...] = theta if gain == 1 else average + gain * (theta - average)
+
     def step(self, X: Array, y: Array, weight: Array | None, learning_rate: float) -> float:
         """One forward, backward and update on all rows given; returns the loss before the update."""
+        with self._training():
+            return self._one_step(X, y, weight, learning_rate)
+
+    @np.errstate(all="ignore")
+    def _one_step(self, X: Array, y: Array, weight: Array | None, learning_rate: float) -> float:
         masks = dropout_masks(self.plan, self._step, len(X))
         loss, layers = trace(self.plan, self._parameters, X, y, weight, self._shift, self._scale, masks)
         if not np.isfinite(loss):
             return loss
-        gradients = _gradients(layers)
+        gradients = {name: g for name, g in _gradients(layers).items() if self._factors[name]}
+        _clip(self.plan, gradients)
         self._step += 1
         for name, gradient in gradients.items():
-            update = Update(float(learning_rate), self._step, self._options, name.endswith(".W"))
+            rate = float(learning_rate) * self._factors[name]
+            update = Update(rate, self._step, self._options, name.endswith(".W"))
             self._optimizer.update(self._parameters[name], gradient, self._moments[name], update)
+        if self.plan.ema_decay:
+            self._average(self.plan.ema_gain(self._step))
         return loss
 
     def train(
@@ -794,7 +849,7 @@ class NumpyEngine(Engine):
         """Run whole epochs; Ctrl-C stops after the current batch."""
         losses: list[float] = []
         rates = np.reshape(learning_rates, (epochs, -1)) if epochs else np.zeros((0, 1))
-        with deferred_interrupt() as interrupt:
+        with deferred_interrupt() as interrupt, self._training():
             for epoch in range(epochs):
                 start = self.parameters(), self.optimizer_state()
                 visited = order
@@ -809,7 +864,7 @@ class NumpyEngine(Engine):
                     batch_weight = float(len(x) if w is None else np.sum(w, dtype=np.float64))
                     rate = float(rates[epoch, min(batch, rates.shape[1] - 1)])
                     try:
-                        batch_loss = self.step(x, y[rows], w, rate)
+                        batch_loss = self._one_step(x, y[rows], w, rate)
                     except Exception as error:
                         if self.plan.custom_loss is None:
                             raise
@@ -821,6 +876,8 @@ class NumpyEngine(Engine):
                     self.set_parameters(start[0])
                     self.set_optimizer_state(start[1])
                     return TrainResult(losses, diverged=True)
+                if self.plan.swa_start:
+                    self._average(1 / max(1, first_epoch + epoch + 2 - self.plan.swa_start))
                 losses.append(loss)
         return TrainResult(losses, interrupted=interrupt.pressed)
 

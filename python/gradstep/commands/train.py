@@ -25,7 +25,7 @@ from gradstep.training import DivergenceError
 from gradstep.validation import check_integer, check_real
 
 LEARNING_RATES = {"gradient_descent": 0.1, "sgd": 0.05, "adam": 0.002, "adamw": 0.002}
-"""Good starts for networks and batches of the default size."""
+"""Good starts for networks and batches of the default size; the others have their defaults."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Recipe:
     def make_optimizer(self) -> Optimizer:
         """The optimizer, with the learning rate given or a usual one."""
         name = check_name("optimizer", self.optimizer, OPTIMIZER_CLASSES)
-        rate = LEARNING_RATES[name] if self.learning_rate is None else self.learning_rate
-        return OPTIMIZER_CLASSES[name](learning_rate=rate)
+        rate = LEARNING_RATES.get(name) if self.learning_rate is None else self.learning_rate
+        return OPTIMIZER_CLASSES[name](**({} if rate is None else {"learning_rate": rate}))
 
     def network(self, problem: Problem) -> Network:
         """The network for a problem, untrained."""

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.optimize
 from sklearn.exceptions import ConvergenceWarning
 
 from gradstep.backends.base import Array, Engine
+from gradstep.lbfgs import minimize as minimize_by_lbfgs
+from gradstep.lbfgs import pack, set_packed, unpack
 from gradstep.sklearn.callbacks import EpochHooks
-from gradstep.sklearn.model import coefficients, set_coefficients
+from gradstep.sklearn.model import coefficients
 from gradstep.sklearn.objective import Objective
 from gradstep.sklearn.rows import Rows
 from gradstep.sklearn.settings import Settings
@@ -20,10 +21,6 @@ from gradstep.sklearn.warn import warn
 
 if TYPE_CHECKING:
     from gradstep.sklearn.base import Perceptron
-
-
-def _packed(coefs: list[Array], intercepts: list[Array]) -> Array:
-    return np.concatenate([values.ravel() for values in (*coefs, *intercepts)]).astype(np.float64)
 
 
 class _Function:
@@ -39,15 +36,7 @@ class _Function:
 
     def unpack(self, theta: Array) -> tuple[list[Array], list[Array]]:
         """Views of the packed coefficients."""
-        coefs, intercepts, at = [], [], 0
-        for layer in self.engine.plan.layers:
-            size = layer.n_in * layer.n_out
-            coefs.append(theta[at : at + size].reshape(layer.n_in, layer.n_out))
-            at += size
-        for layer in self.engine.plan.layers:
-            intercepts.append(theta[at : at + layer.n_out])
-            at += layer.n_out
-        return coefs, intercepts
+        return coefficients(self.engine.plan, unpack(self.engine.plan, theta))
 
     def copies(self, theta: Array) -> tuple[list[Array], list[Array]]:
         """Copies of the packed coefficients."""
@@ -56,9 +45,9 @@ class _Function:
 
     def __call__(self, theta: Array) -> tuple[float, Array]:
         """Loss and gradient."""
-        set_coefficients(self.engine, *self.unpack(theta))
+        set_packed(self.engine, theta)
         loss, gradients = self.rows.loss_and_gradients(self.engine)
-        gradient = _packed(*coefficients(self.engine.plan, gradients)) / self.scale
+        gradient = pack(self.engine.plan, gradients) / self.scale
         weights = theta[: self.weights]
         gradient[: self.weights] += self.l2 * weights
         return loss / self.scale + 0.5 * self.l2 * float(weights @ weights), gradient
@@ -100,7 +89,7 @@ class _Watch:
         if self.settings.verbose:
             print(f"Iteration {estimator.n_iter_}, loss = {estimator.loss_:.8f}")
         if self.validation_loss is not None:
-            set_coefficients(self.function.engine, *self.function.unpack(theta))
+            set_packed(self.function.engine, theta)
             estimator.validation_loss_curve_.append(self.validation_loss())
         self.hooks.epoch_begins()
         self.stopped = self.hooks.epoch_ended(lambda: self.function.copies(theta)) or self._is_late()
@@ -124,13 +113,12 @@ def minimize(
     """Train, and set the estimator's coefficients, `loss_` and `n_iter_`."""
     function = _Function(engine, rows, objective, settings.alpha)
     watch = _Watch(estimator, function, settings, validation_loss, hooks)
-    result = scipy.optimize.minimize(
+    coefs, intercepts = estimator.coefs_, estimator.intercepts_
+    result = minimize_by_lbfgs(
         function,
-        _packed(estimator.coefs_, estimator.intercepts_),
-        method="L-BFGS-B",
-        jac=True,
-        callback=watch if watch.needed else None,
-        options={"maxfun": settings.max_fun, "maxiter": settings.max_iter, "gtol": settings.tol},
+        np.concatenate([values.ravel() for values in (*coefs, *intercepts)]).astype(np.float64),
+        watch if watch.needed else None,
+        {"maxfun": settings.max_fun, "maxiter": settings.max_iter, "gtol": settings.tol},
     )
     if not np.isfinite(result.x).all():
         raise ValueError(
