@@ -129,12 +129,14 @@ def test_predict_applies_the_link(backend, loss, dtype):
     out = np.empty((50, 4), dtype)
     engine.predict(data.X, out)
     z = make_oracle(plan, engine.parameters()).outputs(data.X)
-    if loss == "binary_cross_entropy":
+    if loss in ("binary_cross_entropy", "binary_focal"):
         z = 1 / (1 + np.exp(-z))
-    elif loss == "cross_entropy":
+    elif loss in ("cross_entropy", "focal"):
         z = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
-    elif loss == "poisson":
+    elif loss in ("poisson", "gamma"):
         z = np.exp(z)
+    elif loss == "gaussian_nll":
+        z = np.hstack([z[:, :2], np.exp(z[:, 2:]) + 1e-6])
     np.testing.assert_allclose(out, z, rtol=2e-5, atol=2e-6)
 
 
@@ -440,6 +442,20 @@ def test_training_resumes_bit_for_bit(backend, optimizer, dtype):
     second.set_parameters(first.parameters())
     second.set_optimizer_state(first.optimizer_state())
     part += train(second, data, 3, first_epoch=2).losses
+    assert part == losses
+    _assert_same_state(straight, second)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_training_resumes_bit_for_bit_with_every_loss(backend, loss):
+    plan = make_plan((5, 19, 4), "tanh", loss, "adam", l2=0.01)
+    data = make_data(plan, 50)
+    straight, first, second = (make_engine(backend, plan, seed) for seed in (0, 0, 1))
+    losses = train(straight, data, 3, weight=data.weight).losses
+    part = train(first, data, 1, weight=data.weight).losses
+    second.set_parameters(first.parameters())
+    second.set_optimizer_state(first.optimizer_state())
+    part += train(second, data, 2, weight=data.weight, first_epoch=1).losses
     assert part == losses
     _assert_same_state(straight, second)
 

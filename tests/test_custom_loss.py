@@ -13,7 +13,7 @@ X = RNG.normal(size=(70, 4)).astype(np.float32)
 Y = np.stack([np.sin(X[:, 0]), X[:, 1] * X[:, 2], X[:, 3]], axis=1).astype(np.float32)
 WEIGHT = RNG.integers(0, 4, 70) / 2
 
-WIDTHS = {"tiny": [5], "small": [40, 24], "medium": [150, 120], "large": [512, 512]}
+WIDTHS = {"tiny": [5], "small": [40, 24], "medium": [130, 100], "large": [330, 330]}
 
 
 def squares(y, outputs, weight):

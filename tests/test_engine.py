@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from conftest import BACKENDS
+from gradstep.backends.numpy import LOSSES
 from networks import make_data, make_engine, make_plan
+from networks import train as train_rows
 
 pytestmark = pytest.mark.skipif("cpp" not in BACKENDS, reason="the compiled core is not installed")
 
@@ -130,6 +132,22 @@ def test_training_has_the_same_bits_for_1_2_and_4_threads(name, dtype, threads):
         assert losses == runs[0][0]
         for key, value in state.items():
             np.testing.assert_array_equal(value, runs[0][1][key], err_msg=key)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("widths", [(5, 8, 4), (20, 60, 4), (40, 200, 160, 4), (300, 700, 4)], ids=str)
+def test_every_loss_has_the_same_bits_for_1_and_2_threads(widths, loss, threads):
+    plan = make_plan(widths, "tanh", loss, "adam")
+    data = make_data(plan, 300)
+    runs = []
+    for count in (1, 2):
+        threads(count)
+        engine = make_engine(BACKENDS["cpp"], plan)
+        result = train_rows(engine, data, 2, weight=data.weight, batch_size=256, learning_rate=1e-3)
+        runs.append((result.losses, engine.parameters()))
+    assert runs[0][0] == runs[1][0]
+    for name, value in runs[0][1].items():
+        np.testing.assert_array_equal(runs[1][1][name], value)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

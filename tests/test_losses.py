@@ -176,6 +176,23 @@ def test_deviances_are_half_those_of_scikit_learn(backend):
         assert net.evaluate(X, y)["loss"] == pytest.approx(deviance(y, net.predict(X).ravel()) / 2, rel=1e-10)
 
 
+@pytest.mark.parametrize(
+    ("loss", "units", "columns"),
+    [
+        ("gaussian_nll", 2, ["prediction", "variance"]),
+        ("gaussian_nll", 4, ["prediction_0", "prediction_1", "variance_0", "variance_1"]),
+        ("hinge", 3, ["prediction"]),
+        ("focal", 2, ["prediction", "probability_0", "probability_1"]),
+    ],
+)
+def test_the_command_line_names_the_columns_of_predictions(loss, units, columns):
+    pytest.importorskip("typer")
+    from gradstep.commands.predict import result_columns
+
+    net = gs.Network([gs.Input(2), gs.Dense(units)], loss=loss, backend="numpy")
+    assert list(result_columns(net, net.predict(np.zeros((5, 2))))) == columns
+
+
 # --------------------------------------------------------------------------------------------------
 # PyTorch's
 

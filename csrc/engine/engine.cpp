@@ -28,7 +28,7 @@ constexpr int64_t kRowwiseBytes = 768 * 1024;
 
 template <class T>
 std::unique_ptr<PanelStep<T>> make_panel_step(const PanelNet<T>& net, Profile& profile) {
-    if (net.plan().weights() * static_cast<int64_t>(sizeof(T)) <= kRowwiseBytes && !net.plan().custom_loss())
+    if (net.plan().weights() * static_cast<int64_t>(sizeof(T)) <= kRowwiseBytes && !net.custom_loss())
         return std::make_unique<RowwiseStep<T>>(net, profile);
     return std::make_unique<LayeredStep<T>>(net, profile);
 }
@@ -104,7 +104,7 @@ typename Engine<T>::Scales Engine<T>::scales(const Batch<T>& b) const {
     const double weight = b.weight_sum();
     const double outputs = net_->loss().mean_over_outputs ? static_cast<double>(plan_.n_out()) : 1.0;
     const double l2 = !plan_.l2_per_batch ? plan_.l2 : weight > 0 ? plan_.l2 / weight : 0.0;
-    if (plan_.custom_loss()) return {weight, 1.0, l2};
+    if (net_->custom_loss()) return {weight, 1.0, l2};
     return {weight, weight > 0 ? 1 / (weight * outputs) : 0.0, l2};
 }
 

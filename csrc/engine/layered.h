@@ -103,7 +103,7 @@ private:
     }
 
     double loss(const Batch<T>& b, T scale, int threads) {
-        if (net_.plan().custom_loss()) {
+        if (net_.custom_loss()) {
             Laps* laps = this->profile_.begin(0);
             const double mean = this->custom_loss(b, this->worker_of(0));
             end_phase(laps, Phase::loss);

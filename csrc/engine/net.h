@@ -105,6 +105,7 @@ public:
 
     const Kernels<T>& kernels() const { return k_; }
     const Loss<T>& loss() const { return loss_; }
+    bool custom_loss() const { return !loss_.value; }             // the caller computes it
     const T* loss_option() const { return loss_option_.data(); }  // one an output
     const Plan& plan() const { return plan_; }
     // Lanes are a power of two, and a division would be felt in tiny steps.

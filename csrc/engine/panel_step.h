@@ -15,7 +15,7 @@ public:
     virtual ~PanelStep() = default;
 
     // Rows that one pass takes; larger batches take several, but where the loss wants to see them whole.
-    int64_t most_rows() const { return net_.plan().custom_loss() ? kAllRows : kMostRows; }
+    int64_t most_rows() const { return net_.custom_loss() ? kAllRows : kMostRows; }
 
     void prepare(int64_t rows, int threads, bool sparse) {
         const ptrdiff_t capacity = net_.whole_lanes(std::min(rows, most_rows()));

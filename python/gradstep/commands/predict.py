@@ -79,15 +79,24 @@ def as_inputs(network: Network, source: str, features: data.Features) -> Any:
 
 
 def result_columns(network: Network, outputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """The columns of the result by name: the prediction, then the probabilities of classes."""
+    """The columns of the result by name: the prediction, then probabilities of classes, or variances."""
     if network.loss.target_kind == "labels":
         classes = network.classes or [str(label) for label in range(network.n_out)]
         best = _as_numbers_if_all_are(classes)[outputs.argmax(axis=1)]
+        if not network.loss.has_link:  # decision values
+            return {"prediction": best}
         probabilities = {f"probability_{name}": outputs[:, k] for k, name in enumerate(classes)}
         return {"prediction": best, **probabilities}
-    if outputs.shape[1] == 1:
-        return {"prediction": outputs[:, 0]}
-    return {f"prediction_{k}": outputs[:, k] for k in range(outputs.shape[1])}
+    if network.loss.outputs_per_target == 1:
+        return _numbered("prediction", outputs)
+    means, variances = np.split(outputs, 2, axis=1)
+    return {**_numbered("prediction", means), **_numbered("variance", variances)}
+
+
+def _numbered(name: str, values: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    if values.shape[1] == 1:
+        return {name: values[:, 0]}
+    return {f"{name}_{k}": values[:, k] for k in range(values.shape[1])}
 
 
 def write(path: Path, columns: dict[str, NDArray[Any]]) -> None:
