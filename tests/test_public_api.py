@@ -120,11 +120,14 @@ def _run(code, folder):
 
 
 def test_importing_costs_at_most_50_ms_more_than_numpy(tmp_path):
+    """Or half of what numpy itself costs, on a machine where that takes more than 100 ms."""
     code = (
-        "import time, numpy; start = time.process_time(); import gradstep; print(time.process_time() - start)"
+        "import time; start = time.process_time(); import numpy; middle = time.process_time(); import gradstep; "
+        "print(middle - start, time.process_time() - middle)"
     )
-    seconds = [float(_run(code, tmp_path)) for _ in range(8)]
-    assert min(seconds[1:]) < 0.05  # the first one compiles; what else runs on the machine only adds
+    runs = [[float(seconds) for seconds in _run(code, tmp_path).split()] for _ in range(8)]
+    of_numpy, own = (min(seconds) for seconds in zip(*runs[1:], strict=True))  # the first one compiles
+    assert own < max(0.05, of_numpy / 2)
 
 
 def test_importing_loads_none_of_the_heavy_packages(tmp_path):
