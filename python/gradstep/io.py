@@ -285,12 +285,14 @@ def _read(path: str | os.PathLike[str], with_tensors: bool) -> tuple[dict[str, A
 
 
 def _read_tensor(name: str, file: Any, key: str) -> NDArray[Any]:
+    tensor: NDArray[Any] | None
     try:
-        tensor: NDArray[Any] = file.get_tensor(key)
-    except (TypeError, AttributeError):
-        # How safetensors says that numpy has no such type.
+        tensor = file.get_tensor(key)
+    except (TypeError, AttributeError):  # how safetensors says that numpy has no such type
+        tensor = None
+    if tensor is None or tensor.dtype.kind not in "biufc":  # other packages may have taught numpy more
         kind = file.get_slice(key).get_dtype()
-        raise ValueError(f"{name} holds {key} as {kind}, which numpy cannot read") from None
+        raise ValueError(f"{name} holds {key} as {kind}, which numpy cannot read")
     return tensor
 
 
