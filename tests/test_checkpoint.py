@@ -105,6 +105,45 @@ def test_a_restarted_program_goes_on_exactly(tmp_path, backend, every):
     assert_same(again, whole)
 
 
+@pytest.mark.parametrize("rows", ["source", "batches", "balanced"])
+def test_rows_that_are_not_one_array_go_on_exactly(tmp_path, backend, rows):
+    labels = (X[:, 0] > 0.5).astype(int)
+
+    def train(folder, epochs):
+        loss = "cross_entropy" if rows == "balanced" else "mse"
+        layers = [gs.Dense(6, "tanh"), gs.Dense(2 if rows == "balanced" else 1)]
+        net = gs.Network(layers, loss=loss, averaging=gs.EMA(0.9), backend=backend.name, seed=5)
+        data = {
+            "source": (gs.ArraySource(X, Y, window_bytes=400),),
+            "batches": ([(X[:20], Y[:20]), (X[20:], Y[20:])],),
+            "balanced": (X, labels),
+        }[rows]
+        sampling = "balanced" if rows == "balanced" else "all"
+        options = {"sampling": sampling, "schedule": gs.ExponentialDecay(7), "verbose": 0}
+        options |= {} if rows == "batches" else {"batch_size": 7}
+        net.fit(*data, epochs=epochs, callbacks=[gs.Checkpoint(folder)], **options)
+        return net
+
+    whole = train(tmp_path / "a", 6)
+    train(tmp_path / "b", 4)
+    assert_same(train(tmp_path / "b", 6), whole)
+
+
+def test_lbfgs_makes_the_iterations_that_are_left(tmp_path):
+    pytest.importorskip("scipy")
+
+    def train(epochs):
+        net = make(layers=[gs.Dense(6, "tanh"), gs.Dense(1)], optimizer="lbfgs", dtype="float64")
+        return net.fit(X, Y, epochs=epochs, callbacks=[gs.Checkpoint(tmp_path)], verbose=0)
+
+    first = train(3)
+    assert len(train(3)) == 3
+    longer = train(5)
+    assert len(longer) == 5
+    assert longer.loss[:3] == first.loss
+    assert longer.loss[4] < first.loss[2]
+
+
 def test_a_finished_training_returns_at_once_and_may_be_lengthened(tmp_path):
     whole = make()
     _, expected = fit(whole, tmp_path / "a", 9)

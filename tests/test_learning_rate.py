@@ -54,6 +54,19 @@ def test_the_suggestion_trains_with_every_loss(loss):
     assert net.fit(X, y, epochs=20, verbose=0).loss[-1] < 0.8 * found.smoothed[0]
 
 
+@pytest.mark.parametrize("penalty", ["l1", "l2"])
+def test_penalties_are_no_fall_of_the_loss(penalty):
+    found = gs.find_learning_rate(network(**{penalty: 0.5}), X, targets("values"))
+    assert np.mean(found.losses[:30]) == pytest.approx(found.smoothed[0], rel=0.1)
+    noise = found.losses[:30] - found.smoothed[:30]
+    assert abs(noise.mean()) < np.std(noise)
+
+
+def test_a_network_without_a_rate_is_refused():
+    with pytest.raises(ValueError, match="net must learn at a rate, but the optimizer LBFGS"):
+        gs.find_learning_rate(network(optimizer="lbfgs"), X, targets("values"))
+
+
 @pytest.mark.parametrize("trained", [False, True])
 def test_the_network_stays_as_it_was(trained, backend):
     net = network(backend=backend.name, optimizer=gs.SGD(0.01, momentum=0.9))

@@ -264,3 +264,12 @@ def test_gaussian_nll_stays_finite_for_extreme_variances(backend):
         assert value == pytest.approx((np.log(v) + 1 / v) / 2, rel=1e-4)
         assert all(np.isfinite(gradient).all() for gradient in gradients.values())
         assert np.isfinite(net.predict([[1.0]])).all()
+
+
+@pytest.mark.parametrize(("loss", "units"), [("hinge", 2), ("binary_hinge", 1)])
+def test_decision_values_have_no_log_loss(loss, units):
+    X, y = np.random.default_rng(0).normal(size=(40, 2)), np.arange(40) % 2
+    net = gs.Network([gs.Dense(units)], loss=loss, backend="numpy")
+    net.fit(X, y, epochs=1, verbose=0, metrics=["balanced_accuracy"])
+    with pytest.raises(ValueError, match="log_loss needs probabilities"):
+        net.evaluate(X, y, metrics=["log_loss"])

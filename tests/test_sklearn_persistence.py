@@ -64,8 +64,10 @@ def test_training_goes_on_from_a_file(tmp_path):
     np.testing.assert_array_equal(copy.partial_fit(X, y).coefs_[0], model.partial_fit(X, y).coefs_[0])
 
 
-def test_a_schedule_is_kept_in_the_file(tmp_path):
-    schedule = gs.schedules.LinearWarmup(10, gs.schedules.Cosine(final=0.1))
+@pytest.mark.parametrize("name", gs.schedules.SCHEDULE_CLASSES)
+def test_a_schedule_is_kept_in_the_file(tmp_path, name):
+    inner = gs.schedules.SCHEDULE_CLASSES[name]
+    schedule = gs.LinearWarmup(10, inner(7) if name != "LinearWarmup" else gs.Cosine(final=0.1))
     MLPClassifier(learning_rate=schedule).save(tmp_path / "model.safetensors")
     assert MLPClassifier.load(tmp_path / "model.safetensors").learning_rate == schedule
 

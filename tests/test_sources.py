@@ -240,12 +240,18 @@ def test_nothing_changes_when_a_source_is_refused():
         ({"sample_weight": WEIGHT}, TypeError, "sample_weight must be part of the source"),
         ({"sampling": "balanced"}, ValueError, "sampling='balanced' needs X and y"),
         ({"batch_size": 501}, ValueError, "batch_size must be at most"),
+        ({"class_weight": "balanced"}, TypeError, "class_weight needs X and y"),
+        ({"accumulate": 2}, ValueError, "accumulate=2 needs X and y"),
+        ({"metrics": ["mae"]}, ValueError, r"metrics=... without validation_data needs X and y"),
     ]
     net = make()
     for settings, error, message in refused:
         with pytest.raises(error, match=message):
             net.fit(small_source(), **settings, verbose=0)
     assert net.n_in is None
+    for given in (small_source(), [(X, Y)]):  # one call of the engine is not one epoch
+        with pytest.raises(ValueError, match=r"averaging=SWA.* needs X and y"):
+            make(averaging=gs.SWA(1)).fit(given, verbose=0)
     with pytest.raises(ValueError, match="batch_size must be given"):
         make(optimizer="gradient_descent").fit(small_source(), verbose=0)
     with pytest.raises(ValueError, match="y must have as many rows as X"):

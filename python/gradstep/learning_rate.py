@@ -13,6 +13,7 @@ import numpy as np
 
 from gradstep.backends.base import Array
 from gradstep.network import Network
+from gradstep.optimizers import LBFGS
 from gradstep.random import permutation
 from gradstep.streaming import Rows
 from gradstep.training import DivergenceError
@@ -134,6 +135,8 @@ def find_learning_rate(
     >>> net.learning_rate = found.suggestion
     """
     rates = _rates(start, stop, steps)
+    if isinstance(net.optimizer, LBFGS):
+        raise ValueError("net must learn at a rate, but the optimizer LBFGS searches the size of every step")
     twin = copy.deepcopy(net)
     rows = twin._rows_to_learn(X, y, sample_weight)
     size = check_batch_size(batch_size, len(rows.X), twin.optimizer.default_batch_size(len(rows.X)))
@@ -176,14 +179,13 @@ def _losses(twin: Network, rows: Rows, rates: Array, batch_size: int, before: Ar
 
 
 def _losses_before(twin: Network, rows: Rows, batch_size: int, count: int) -> Array:
-    """The losses of the same batches in the network as it is."""
-    engine, plan = twin._built(), twin.plan
-    parameters = twin.parameters()
-    weights = (parameters[f"{layer.name}.W"].astype(np.float64) for layer in plan.layers)
-    penalty = plan.l2 / 2 * sum(float(np.square(W).sum()) for W in weights) if plan.l2 else 0.0
-    out = np.empty((batch_size, plan.n_out), plan.dtype)
+    """The losses of the same batches in the network as it is, with the penalty that updates report."""
+    engine = twin._built()
     batches = itertools.islice(_batches(twin, rows, batch_size), count)
-    return penalty + np.array([engine.evaluate(b.X, b.y, b.weight, out[: len(b.X)]) for b in batches])
+    losses: Array = np.array([engine.evaluate(*batch) for batch in batches])
+    first = next(_batches(twin, rows, batch_size))
+    losses += float(engine.loss_and_gradients(*first)[0]) - float(losses[0])
+    return losses
 
 
 def _batches(twin: Network, rows: Rows, batch_size: int) -> Iterator[Rows]:

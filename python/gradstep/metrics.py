@@ -41,7 +41,9 @@ class Metric:
         return self.measure(y, predictions, weight)
 
 
-def check_metrics(metrics: object, kind: TargetKind, n_out: int, *, weighted: bool) -> tuple[Metric, ...]:
+def check_metrics(
+    metrics: object, kind: TargetKind, n_out: int, *, weighted: bool, probabilities: bool = True
+) -> tuple[Metric, ...]:
     """Metrics by what the user calls them.
 
     Parameters
@@ -54,6 +56,8 @@ def check_metrics(metrics: object, kind: TargetKind, n_out: int, *, weighted: bo
         Outputs of the network.
     weighted
         Whether there are sample weights, which every metric must take then.
+    probabilities
+        Whether predictions of classes are probabilities.
 
     Raises
     ------
@@ -71,6 +75,8 @@ def check_metrics(metrics: object, kind: TargetKind, n_out: int, *, weighted: bo
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise ValueError(f"metrics must have names of their own, but two are called {twice[0]!r}")
+    if "log_loss" in names and not probabilities:
+        raise ValueError("metrics: log_loss needs probabilities, which the network's loss has none of")
     return made
 
 
@@ -122,8 +128,6 @@ def _named(name: str, kind: TargetKind, n_out: int) -> Metric:
         return Metric(name, partial(_top_k, k))
     if name in _LIBRARY:
         _scikit_learn(name)
-    if name == "log_loss" and kind == "signs":
-        raise ValueError("metrics: log_loss needs probabilities, and the network's loss has none")
     measure = (_VALUES if is_values else _CLASSES)[name]
     return Metric(name, partial(_of_signs, measure) if kind == "signs" else measure)
 

@@ -466,7 +466,7 @@ class Network:
             If X or y is not as `fit` needs it.
         """
         if isinstance(X, Source):
-            _check_alone(X, y, None, None, "all")
+            _check_alone(y, None, None, "all")
             self._prepare_from(X)
             return
         source = self._encoded(X)
@@ -692,10 +692,8 @@ class Network:
             rows: Rows | Feed
             whole: Rows | None = None  # the rows, where they are at hand
             if y is None or isinstance(X, Source):
-                _check_alone(X, y, sample_weight, class_weight, sampling)
-                if lbfgs or accumulate > 1:
-                    what = "the optimizer LBFGS" if lbfgs else f"accumulate={accumulate}"
-                    raise ValueError(f"{what} needs X and y in memory or mapped into it, not a source")
+                _check_alone(y, sample_weight, class_weight, sampling)
+                self._check_streamable(accumulate, metrics, validation_data)
                 source = X if isinstance(X, Source) else Batches(X, epochs)
                 engine = self._prepare_from(source)
                 rows = self._feed(source, epochs, batch_size, shuffle)
@@ -705,10 +703,7 @@ class Network:
                 X = self._encoded(X)
                 data = self._check_rows(X, y, sample_weight)
                 if class_weight is not None:
-                    factors = class_factors(
-                        class_weight, self.loss.target_kind, data.y, self.n_out, self.classes
-                    )
-                    data = data._replace(weight=weight_of_classes(factors, sample_weight, self.dtype))
+                    data = self._weigh_classes(data, class_weight, sample_weight)
                 n, n_in = data.X.shape
                 validation = self._check_validation(validation_data, n_in)
                 batch_size = check_batch_size(batch_size, n, self.optimizer.default_batch_size(n))
@@ -740,6 +735,23 @@ class Network:
             training = (LbfgsTraining if lbfgs else Training)(self, engine, job)
         return training.run()
 
+    def _check_streamable(self, accumulate: int, metrics: Any, validation_data: Any) -> None:
+        """Refuse what needs all rows at hand, where there is a source."""
+        whole = {
+            "the optimizer LBFGS": isinstance(self.optimizer, LBFGS),
+            "averaging=SWA(...)": isinstance(self._specification.averaging, SWA),
+            f"accumulate={accumulate}": accumulate > 1,
+            "metrics=... without validation_data": metrics is not None and validation_data is None,
+        }
+        for what, wanted in whole.items():
+            if wanted:
+                raise ValueError(f"{what} needs X and y in memory or mapped into it, not a source")
+
+    def _weigh_classes(self, rows: Rows, class_weight: Any, sample_weight: Any) -> Rows:
+        """The rows with the weights of their classes multiplied into those of their own."""
+        factors = class_factors(class_weight, self.loss.target_kind, rows.y, self.n_out, self.classes)
+        return rows._replace(weight=weight_of_classes(factors, sample_weight, self.dtype))
+
     def _feed(self, source: Source | Batches, epochs: int, batch_size: int | None, shuffle: bool) -> Feed:
         """What trains on a source in windows, or on each batch of an iterable."""
         if isinstance(source, Batches) and batch_size is None:
@@ -769,7 +781,7 @@ class Network:
             batch_size=batch_size,
             shuffle=shuffle,
             seed=self.seed,
-            epochs=range(self.epochs_trained, self.epochs_trained + epochs),
+            epochs=epochs,
         )
 
     def _balanced(self, rows: Rows, batch_size: int, shuffle: bool) -> Feed:
@@ -826,7 +838,13 @@ class Network:
             try_metrics(metrics, rows.y, self._predicted(engine, rows.X), rows.weight)
 
     def _check_metrics(self, metrics: Any, weighted: bool) -> tuple[Metric, ...]:
-        return check_metrics(metrics, self.loss.target_kind, self.n_out, weighted=weighted)
+        return check_metrics(
+            metrics,
+            self.loss.target_kind,
+            self.n_out,
+            weighted=weighted,
+            probabilities=self.loss.has_link or not self.loss.is_classification,
+        )
 
     def predict(self, X: Any) -> Array:
         """Outputs for rows: values, or probabilities for a classification loss, or decision values for hinge.
@@ -1189,7 +1207,7 @@ class _PieceStatistics:
         return transform_of(self._mode, self._running.result(), self._dtype, dtype, argument)
 
 
-def _check_alone(X: Any, y: Any, sample_weight: Any, class_weight: Any, sampling: str) -> None:
+def _check_alone(y: Any, sample_weight: Any, class_weight: Any, sampling: str) -> None:
     if y is not None:
         raise TypeError("y must not be given with a source, which has its own targets")
     if sample_weight is not None:

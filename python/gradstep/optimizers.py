@@ -63,6 +63,11 @@ class Optimizer:
         number = check_real(name, getattr(self, name), above=above, minimum=minimum, below=below)
         object.__setattr__(self, name, number)
 
+    def _keep_shares(self, *names: str) -> None:
+        """Check hyperparameters in [0, 1)."""
+        for name in names:
+            self._keep_real(name, minimum=0.0, below=1.0)
+
     @property
     def engine_name(self) -> str:
         """What the backend is asked for."""
@@ -133,7 +138,7 @@ class SGD(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._keep_real("momentum", minimum=0.0, below=1.0)
+        self._keep_shares("momentum")
         object.__setattr__(self, "nesterov", check_flag("nesterov", self.nesterov))
 
 
@@ -170,8 +175,7 @@ class Adam(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._keep_real("beta1", minimum=0.0, below=1.0)
-        self._keep_real("beta2", minimum=0.0, below=1.0)
+        self._keep_shares("beta1", "beta2")
         self._keep_real("epsilon", above=0.0)
         object.__setattr__(self, "epsilon_hat", check_flag("epsilon_hat", self.epsilon_hat))
 
@@ -235,8 +239,7 @@ class AMSGrad(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._keep_real("beta1", minimum=0.0, below=1.0)
-        self._keep_real("beta2", minimum=0.0, below=1.0)
+        self._keep_shares("beta1", "beta2")
         self._keep_real("epsilon", above=0.0)
 
 
@@ -272,8 +275,7 @@ class NAdam(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._keep_real("beta1", minimum=0.0, below=1.0)
-        self._keep_real("beta2", minimum=0.0, below=1.0)
+        self._keep_shares("beta1", "beta2")
         self._keep_real("epsilon", above=0.0)
         self._keep_real("momentum_decay", above=0.0)
 
@@ -307,8 +309,7 @@ class RMSprop(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._keep_real("decay", minimum=0.0, below=1.0)
-        self._keep_real("momentum", minimum=0.0, below=1.0)
+        self._keep_shares("decay", "momentum")
         self._keep_real("epsilon", above=0.0)
 
 
@@ -366,8 +367,7 @@ class Lion(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._keep_real("beta1", minimum=0.0, below=1.0)
-        self._keep_real("beta2", minimum=0.0, below=1.0)
+        self._keep_shares("beta1", "beta2")
         self._keep_real("weight_decay", minimum=0.0)
 
 

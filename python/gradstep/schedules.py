@@ -59,7 +59,19 @@ def _keep_steps(owner: object, name: str, *, optional: bool = False) -> None:
 
 
 @dataclass(frozen=True)
-class StepDecay(Schedule):
+class _Decay(Schedule):
+    """Multiply by a factor in so many updates."""
+
+    every: int
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        _keep_steps(self, "every")
+        _keep_real(self, "factor", above=0.0, most=1.0)
+
+
+@dataclass(frozen=True)
+class StepDecay(_Decay):
     """Multiply by a factor every so many updates: ``factor^floor(step / every)``.
 
     Parameters
@@ -70,20 +82,13 @@ class StepDecay(Schedule):
         In (0, 1].
     """
 
-    every: int
-    factor: float = 0.1
-
-    def __post_init__(self) -> None:
-        _keep_steps(self, "every")
-        _keep_real(self, "factor", above=0.0, most=1.0)
-
     def factors(self, steps: Array, total: int) -> Array:
         """``factor^floor(step / every)``."""
         return np.asarray(self.factor ** (steps // self.every), np.float64)
 
 
 @dataclass(frozen=True)
-class ExponentialDecay(Schedule):
+class ExponentialDecay(_Decay):
     """Fall by the same share with every update: ``factor^(step / every)``.
 
     Parameters
@@ -93,13 +98,6 @@ class ExponentialDecay(Schedule):
     factor : float, default 0.1
         In (0, 1].
     """
-
-    every: int
-    factor: float = 0.1
-
-    def __post_init__(self) -> None:
-        _keep_steps(self, "every")
-        _keep_real(self, "factor", above=0.0, most=1.0)
 
     def factors(self, steps: Array, total: int) -> Array:
         """``factor^(step / every)``."""
@@ -237,6 +235,11 @@ class LinearWarmup(Schedule):
         later = factors_of(self.then, np.maximum(steps - self.steps, 0), max(total - self.steps, 1))
         return np.where(steps < self.steps, rising, later)
 
+
+SCHEDULE_CLASSES: dict[str, type[Schedule]] = {
+    cls.__name__: cls for cls in (StepDecay, ExponentialDecay, InverseScaling, Cosine, OneCycle, LinearWarmup)
+}
+"""What a file may name."""
 
 ScheduleLike = Schedule | Callable[[int], float] | None
 """A schedule, a function of the number of updates that returns a factor, or None for a constant rate."""

@@ -228,8 +228,8 @@ class WindowFeed(_PartedFeed):
     batch_size: int
     shuffle: bool
     seed: int
-    epochs: range
-    """Numbers of the epochs, over the life of the network."""
+    epochs: int
+    """How many at most. A checkpoint may begin later than at the first: the first call of `train` tells."""
     _windows: Iterator[_Window] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -243,8 +243,9 @@ class WindowFeed(_PartedFeed):
 
     def _train_parts(self, engine: Engine, epoch: int, rates: Rates, mean: _Mean) -> TrainResult | None:
         if self._windows is None:
+            windows = self._fill(range(epoch, epoch + self.epochs))
             # Foreign iterables run in the caller's thread, and no further than training has got.
-            self._windows = self._fill() if isinstance(self.source, Batches) else _read_ahead(self._fill())
+            self._windows = windows if isinstance(self.source, Batches) else _read_ahead(windows)
         for rows, number, last in self._windows:
             batch_size = min(self.batch_size, len(rows.X))
             result = engine.train(
@@ -263,10 +264,10 @@ class WindowFeed(_PartedFeed):
                 return None
         raise AssertionError("an epoch ends with its last window")
 
-    def _fill(self) -> Iterator[_Window]:
-        """All windows of all epochs, in two buffers by turns."""
+    def _fill(self, epochs: range) -> Iterator[_Window]:
+        """All windows of epochs by their numbers over the network's life, in two buffers by turns."""
         buffer, other = _Buffer(self.window_rows), _Buffer(self.window_rows)
-        for epoch in self.epochs:
+        for epoch in epochs:
             number = 0
             for piece in self._pieces(epoch):
                 rows, start = self.check(piece), 0

@@ -277,6 +277,9 @@ class LbfgsTraining(Training):
     """One call of `fit` with `LBFGS`: SciPy leads, an iteration is an epoch."""
 
     def _epochs(self) -> None:
+        remaining = self.job.epochs - len(self.history)  # a checkpoint may have brought epochs
+        if remaining == 0:
+            return
         if self.job.note is not None:
             self.progress.note(self.job.note)
         optimizer = self.network.optimizer
@@ -286,7 +289,7 @@ class LbfgsTraining(Training):
         objective = Objective(self.engine, rows.X, rows.y, rows.weight)
         self.good = pack(self.engine.plan, self.engine.parameters())
         options = {
-            "maxiter": self.job.epochs,
+            "maxiter": remaining,
             "maxfun": np.iinfo(np.int32).max,
             "maxcor": optimizer.history_size,
             "gtol": optimizer.tolerance,

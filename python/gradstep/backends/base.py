@@ -26,8 +26,9 @@ Conventions, the same for every backend:
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -164,6 +165,16 @@ class LayerTrace:
     """dJ/dW, (n_in, n_out)."""
     db: Array
     """dJ/db, (n_out,)."""
+
+
+@contextlib.contextmanager
+def exchanged(exchange: Callable[[], None]) -> Iterator[None]:
+    """Exchange two things for the length of a block."""
+    exchange()
+    try:
+        yield
+    finally:
+        exchange()
 
 
 class Engine(ABC):

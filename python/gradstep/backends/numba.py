@@ -13,10 +13,9 @@ through threadpoolctl; all else runs on one thread.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import numba
 import numpy as np
@@ -24,7 +23,16 @@ import scipy.linalg.cython_blas  # noqa: F401  np.dot in jitted code calls it
 
 from gradstep.backends import blas_threads
 from gradstep.backends import numba_kernels as kernels
-from gradstep.backends.base import Array, Backend, DensePlan, Engine, Parameters, Plan, TrainResult
+from gradstep.backends.base import (
+    Array,
+    Backend,
+    DensePlan,
+    Engine,
+    Parameters,
+    Plan,
+    TrainResult,
+    exchanged,
+)
 from gradstep.backends.interrupt import deferred_interrupt
 from gradstep.backends.numba_kernels import (
     ACTIVATION_IDS,
@@ -136,16 +144,8 @@ class NumbaEngine(Engine):
             kept.append(("trained", self._model.average))
         return {f"{name}.{kind}": view for kind, array in kept for name, view in self._named(array).items()}
 
-    @contextlib.contextmanager
-    def _training(self) -> Iterator[None]:
-        """In the block, `theta` is what training moves, and `average` its mean; outside it is the reverse."""
-        self._exchange()
-        try:
-            yield
-        finally:
-            self._exchange()
-
     def _exchange(self) -> None:
+        """Swap `theta` and `average`: what training moves, and what it is outside."""
         if self.plan.averages:
             theta, average = self._model.theta, self._model.average
             theta[...], average[...] = average.copy(), theta.copy()
@@ -210,7 +210,7 @@ class NumbaEngine(Engine):
     def step(self, X: Array, y: Array, weight: Array | None, learning_rate: float) -> float:
         """One forward, backward and update on all rows given; returns the loss before the update."""
         data, work = self._data(X, y, weight), self._workspace(len(X))
-        with self._training():
+        with exchanged(self._exchange):
             loss = kernels.step(self._model, data, work, IN_ORDER, float(learning_rate), self._step + 1)
         self._step += math.isfinite(loss)
         return float(loss)
@@ -238,7 +238,7 @@ class NumbaEngine(Engine):
         schedule = min(batch_size, rows), learning_rates, seed, first_epoch
         progress, losses, arguments = self._train_arguments(X, y, weight, epochs, visits, *schedule)
         kernels.train(*arguments, 0)  # compiles, if need be, while Ctrl-C still raises
-        with self._training():
+        with exchanged(self._exchange):
             interrupted = _run_in_slices(arguments, progress, epochs)
         self._step = int(progress[kernels.STEP])
         done = losses[: progress[kernels.EPOCH]].tolist()

@@ -10,7 +10,6 @@ back-propagating errors", Nature 323, 1986.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -26,6 +25,7 @@ from gradstep.backends.base import (
     Parameters,
     Plan,
     TrainResult,
+    exchanged,
 )
 from gradstep.backends.custom_loss import shares_of
 from gradstep.backends.interrupt import deferred_interrupt
@@ -792,16 +792,8 @@ class NumpyEngine(Engine):
             dX = dX if self._scale is None else dX * self._scale
         return loss, _gradients(layers), dX
 
-    @contextlib.contextmanager
-    def _training(self) -> Iterator[None]:
-        """In the block, `_parameters` are those that training moves, and `_trained` their average."""
-        self._exchange()
-        try:
-            yield
-        finally:
-            self._exchange()
-
     def _exchange(self) -> None:
+        """Swap `_parameters` and `_trained`: what training moves, and what it is outside."""
         if self.plan.averages:
             self._parameters, self._trained = self._trained, self._parameters
 
@@ -812,7 +804,7 @@ class NumpyEngine(Engine):
 
     def step(self, X: Array, y: Array, weight: Array | None, learning_rate: float) -> float:
         """One forward, backward and update on all rows given; returns the loss before the update."""
-        with self._training():
+        with exchanged(self._exchange):
             return self._one_step(X, y, weight, learning_rate)
 
     @np.errstate(all="ignore")
@@ -849,7 +841,7 @@ class NumpyEngine(Engine):
         """Run whole epochs; Ctrl-C stops after the current batch."""
         losses: list[float] = []
         rates = np.reshape(learning_rates, (epochs, -1)) if epochs else np.zeros((0, 1))
-        with deferred_interrupt() as interrupt, self._training():
+        with deferred_interrupt() as interrupt, exchanged(self._exchange):
             for epoch in range(epochs):
                 start = self.parameters(), self.optimizer_state()
                 visited = order

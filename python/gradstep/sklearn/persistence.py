@@ -14,7 +14,7 @@ from gradstep.io import read_model, write_model
 from gradstep.layers import Dense, Dropout, Input
 from gradstep.losses import Loss, loss_from_config
 from gradstep.network import Network
-from gradstep.schedules import Schedule
+from gradstep.schedules import SCHEDULE_CLASSES
 from gradstep.tables import TableEncoder
 
 Tensors = dict[str, np.ndarray[Any, Any]]
@@ -155,7 +155,7 @@ def _pack(value: Any, name: str, tensors: Tensors) -> Any:
         return {"kind": type(value).__name__, "items": items}
     if isinstance(value, Loss):
         return {"kind": "loss", "config": value.to_config()}
-    if isinstance(value, Schedule):
+    if type(value) in SCHEDULE_CLASSES.values():
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return {"kind": "schedule", "class": type(value).__name__, "fields": _pack(fields, name, tensors)}
     if isinstance(value, TableEncoder):
@@ -187,8 +187,7 @@ def _unpack(value: Any, tensors: Tensors) -> Any:
     if kind == "loss":
         return loss_from_config(value["config"])
     if kind == "schedule":
-        known = {cls.__name__: cls for cls in Schedule.__subclasses__()}
-        return known[value["class"]](**_unpack(value["fields"], tensors))
+        return SCHEDULE_CLASSES[value["class"]](**_unpack(value["fields"], tensors))
     if kind == "encoder":
         return TableEncoder.from_config(value["config"])
     if kind == "float":
