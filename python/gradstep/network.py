@@ -684,8 +684,6 @@ class Network:
         sampling = check_name("sampling", sampling, SAMPLING)
         schedule = _check_schedule(schedule)
         lbfgs = isinstance(self.optimizer, LBFGS)
-        if lbfgs:
-            scipy_minimize()
         callbacks = _check_callbacks(callbacks)
         verbose = check_integer("verbose", int(verbose) if isinstance(verbose, bool) else verbose, minimum=0)
         with self._unchanged_on_error():
@@ -708,8 +706,8 @@ class Network:
                 validation = self._check_validation(validation_data, n_in)
                 batch_size = check_batch_size(batch_size, n, self.optimizer.default_batch_size(n))
                 batch_size = min(n, batch_size * accumulate)
-                if lbfgs and (batch_size < n or schedule is not None or sampling != "all"):
-                    raise ValueError("the optimizer LBFGS takes all rows at once, and no schedule")
+                if lbfgs:
+                    _check_lbfgs(batch_size == n, schedule, sampling)
                 engine = self._prepare(data.X, data.y, X)
                 rows = whole = self._network_units(data)
                 if sampling == "balanced":
@@ -1216,6 +1214,12 @@ def _check_alone(y: Any, sample_weight: Any, class_weight: Any, sampling: str) -
         raise TypeError("class_weight needs X and y in memory or mapped into it, not a source")
     if sampling != "all":
         raise ValueError(f"sampling={sampling!r} needs X and y in memory or mapped into it, not a source")
+
+
+def _check_lbfgs(all_rows: bool, schedule: ScheduleLike, sampling: str) -> None:
+    scipy_minimize()  # or what to install
+    if not all_rows or schedule is not None or sampling != "all":
+        raise ValueError("the optimizer LBFGS takes all rows at once, and no schedule")
 
 
 def _check_total(schedule: ScheduleLike, feed: Feed) -> None:
