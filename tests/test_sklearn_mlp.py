@@ -194,7 +194,9 @@ def test_wide_sparse_rows_train_as_dense_ones(solver, batch_size):
         np.testing.assert_allclose(sparse, dense, rtol=1e-6, atol=1e-9)
     one = MLPClassifier(**parameters, n_jobs=1).fit(X, y)
     if solver == "adam":
-        np.testing.assert_array_equal(one.coefs_[0], models[0].coefs_[0])
+        # Elsewhere a BLAS multiplies, whose sums depend on its number of threads.
+        tolerance = 0 if available()["cpp"] is None else 1e-9
+        np.testing.assert_allclose(one.coefs_[0], models[0].coefs_[0], rtol=tolerance, atol=tolerance)
 
 
 def test_early_stopping_keeps_the_best_epoch(digits):
