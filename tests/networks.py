@@ -52,7 +52,7 @@ def make_parameters(plan: Plan, seed: int = 0) -> dict[str, Array]:
     rng = np.random.default_rng(seed)
     return {
         name: (rng.normal(size=shape) / np.sqrt(shape[0] if len(shape) == 2 else 4)).astype(plan.dtype)
-        for name, shape in plan.parameter_shapes().items()
+        for name, shape in plan.trained_shapes().items()
     }
 
 

@@ -23,12 +23,14 @@ constexpr ptrdiff_t kUpdateSlice = 16 * 1024;  // elements that one task updates
 constexpr ptrdiff_t kLeastUpdateSlice = 2 * 1024;
 constexpr int kSharedSlices = 4;  // more of them are worth a second thread
 
+constexpr int kStatistics = -2;
+
 // Weights that every core can hold beside its rows.
 constexpr int64_t kRowwiseBytes = 768 * 1024;
 
 template <class T>
 std::unique_ptr<PanelStep<T>> make_panel_step(const PanelNet<T>& net, Profile& profile) {
-    if (net.plan().weights() * static_cast<int64_t>(sizeof(T)) <= kRowwiseBytes)
+    if (net.plan().is_chain() && net.plan().weights() * static_cast<int64_t>(sizeof(T)) <= kRowwiseBytes)
         return std::make_unique<RowwiseStep<T>>(net, profile);
     return std::make_unique<LayeredStep<T>>(net, profile);
 }
@@ -44,34 +46,80 @@ template <class T>
 Engine<T>::Engine(const Plan& plan, const KernelTable& table)
     : plan_(plan),
       drops_(plan.drops()),
+      is_chain_(plan.is_chain()),
       k_(of_type<T>(table)),
       net_(make_net(k_, plan)),
       update_(find(k_.optimizers, k_.n_optimizers, plan.optimizer), plan),
       count_(plan),
-      inference_(*net_) {
+      folded_(plan.normalises_batches() ? std::make_unique<Folded<T>>(k_, *net_) : nullptr),
+      inference_(folded_ ? folded_->net() : *net_) {
     const std::size_t n = net_->parameters().total;
     const std::size_t arrays = 1 + static_cast<std::size_t>(optimizer().states);
-    const bool remembers = n * arrays * sizeof(T) <= kMostRemembered;
+    state_size_ = n * arrays;
+    for (const LayerPlan& d : plan.layers) {
+        statistics_at_.push_back(state_size_);
+        if (d.kind == Kind::batch_norm) state_size_ += 2 * static_cast<std::size_t>(net_->whole_lanes(d.n_out));
+    }
+    const bool remembers = state_size_ * sizeof(T) <= kMostRemembered;
     arena_.allocate([&](Taker& take) {
-        update_.theta = take.template take<T>(n * arrays);
+        update_.theta = take.template take<T>(state_size_);
         for (std::size_t s = 1; s < arrays; ++s) update_.state[s - 1] = update_.theta + s * n;
-        remembered_ = remembers ? take.template take<T>(n * arrays) : nullptr;
+        remembered_ = remembers ? take.template take<T>(state_size_) : nullptr;
     });
-    if (fits_cache<T>(plan))
+    // A batch that is normalised goes layer by layer, however small the network.
+    if (fits_cache<T>(plan) && !folded_)
         chunked_ = std::make_unique<ChunkedGradient<T>>(*net_, profile_);
     else
         panel_step_ = make_panel_step(dynamic_cast<const PanelNet<T>&>(*net_), profile_);
 }
 
+// Mean and variance of a layer.
+template <class T>
+std::pair<T*, T*> Engine<T>::statistics(std::size_t layer) const {
+    T* mean = update_.theta + statistics_at_[layer];
+    return {mean, mean + net_->whole_lanes(plan_.layers[layer].n_out)};
+}
+
 template <class T>
 void Engine<T>::get(int what, std::size_t layer, T* W, T* b) const {
-    net_->unpack(layer, what < 0 ? update_.theta : update_.state[what], W, b);
+    if (what != kStatistics) return net_->unpack(layer, what < 0 ? update_.theta : update_.state[what], W, b);
+    if (plan_.layers[layer].kind != Kind::batch_norm) return;
+    const auto [mean, variance] = statistics(layer);
+    std::copy_n(mean, plan_.layers[layer].n_out, W);
+    std::copy_n(variance, plan_.layers[layer].n_out, b);
 }
 
 template <class T>
 void Engine<T>::set(int what, std::size_t layer, const T* W, const T* b) {
-    checked_ = false;
-    net_->pack(layer, W, b, what < 0 ? update_.theta : update_.state[what]);
+    forget_checks();
+    if (what != kStatistics) return net_->pack(layer, W, b, what < 0 ? update_.theta : update_.state[what]);
+    if (plan_.layers[layer].kind != Kind::batch_norm) return;
+    const auto [mean, variance] = statistics(layer);
+    if (W) std::copy_n(W, plan_.layers[layer].n_out, mean);
+    if (b) std::copy_n(b, plan_.layers[layer].n_out, variance);
+}
+
+// After a step: what the batch had for means and variances, of which the running ones take a part. The variances are
+// corrected as those of a sample, n / (n - 1) with equal weights; one row says nothing of them.
+template <class T>
+void Engine<T>::move_statistics(const Batch<T>& b) {
+    const double sum = b.weight_sum();
+    double squares = 0;
+    for (int64_t r = 0; r < b.rows && sum > 0; ++r) {
+        const double share = (b.data->weight ? static_cast<double>(b.data->weight[b.row(r)]) : 1) / sum;
+        squares += share * share;
+    }
+    for (std::size_t l = 0; l < plan_.layers.size() && sum > 0; ++l) {
+        const LayerPlan& d = plan_.layers[l];
+        if (d.kind != Kind::batch_norm) continue;
+        const auto [mean, variance] = statistics(l);
+        const T part = static_cast<T>(d.momentum);
+        for (int64_t o = 0; o < d.n_out; ++o) mean[o] += part * (panel_step_->mean(l)[o] - mean[o]);
+        if (squares >= 1) continue;
+        const T correction = static_cast<T>(1 / (1 - squares));
+        for (int64_t o = 0; o < d.n_out; ++o)
+            variance[o] += part * (panel_step_->variance(l)[o] * correction - variance[o]);
+    }
 }
 
 template <class T>
@@ -107,7 +155,7 @@ void Engine<T>::prepare(int64_t rows, int threads, bool sparse) {
         chunked_->prepare(rows, threads);
     else
         panel_step_->prepare(rows, threads, sparse);
-    if (panel_step_ && rows > PanelStep<T>::kMostRows) gradient_in_memory();
+    if (panel_step_ && (rows > panel_step_->most_rows() || !is_chain_)) gradient_in_memory();
 }
 
 template <class T>
@@ -166,8 +214,9 @@ T* Engine<T>::gradient_in_memory() {
 template <class T>
 double Engine<T>::accumulate_passes(const Batch<T>& b, T scale, int threads, const DropStep& drop, T* dx) {
     double loss = 0;
-    for (int64_t r = 0; r < b.rows; r += PanelStep<T>::kMostRows) {
-        const Batch<T> part = b.part(r, std::min(r + PanelStep<T>::kMostRows, b.rows));
+    const int64_t rows = std::min(panel_step_->most_rows(), b.rows);
+    for (int64_t r = 0; r < b.rows; r += rows) {
+        const Batch<T> part = b.part(r, std::min(r + rows, b.rows));
         panel_step_->set_dropout(drop.at(r));
         loss += panel_step_->forward(part, update_.theta, scale, threads, dx != nullptr);
         panel_step_->backward(part.rows, update_.theta, {gradient_in_memory(), r > 0, nullptr}, threads, dx != nullptr);
@@ -190,7 +239,7 @@ bool Engine<T>::backward_fused(int64_t rows, int threads) {
 template <class T>
 double Engine<T>::step_batch(const Batch<T>& b, const Scales& s, double learning_rate, int threads) {
     const auto scale = static_cast<T>(s.loss);
-    const bool fused = panel_step_ && b.rows <= PanelStep<T>::kMostRows;
+    const bool fused = panel_step_ && is_chain_ && b.rows <= panel_step_->most_rows();
     const DropStep drop = drop_step();
     if (fused) panel_step_->set_dropout(drop);
     double loss = chunked_ ? chunked_->compute(b, update_.theta, scale, threads, drop)
@@ -198,13 +247,14 @@ double Engine<T>::step_batch(const Batch<T>& b, const Scales& s, double learning
                            : accumulate_passes(b, scale, threads, drop, nullptr);
     loss = loss * s.loss + penalty(s.l2, threads);
     if (!std::isfinite(loss)) return loss;
-    checked_ = false;
+    forget_checks();
     const StepCount before = count_;
     count_.advance();
     update_.set_step(count_, learning_rate, s.l2);
     const bool done = chunked_ ? apply(chunked_->gradient(), chunked_->part_stride(), chunked_->parts(), threads)
                       : fused  ? backward_fused(b.rows, threads)
                                : apply(gradient_, 0, 1, threads);
+    if (done && folded_) move_statistics(b);
     if (done) return loss;
     if (!fused) count_ = before;  // nothing changed; a fused update left out some blocks
     return std::numeric_limits<double>::quiet_NaN();
@@ -225,12 +275,14 @@ template <class T>
 double Engine<T>::predict(Data<T> data, T* out, const std::function<bool()>& should_stop) {
     transform(data);
     const int threads = num_threads();
-    if (data.n <= kPredictedRows) return mean_loss(data, inference_.run(data, update_.theta, out, threads));
+    const T* theta = update_.theta;
+    if (folded_) theta = folded_->parameters(theta, [this](std::size_t l) { return statistics(l); });
+    if (data.n <= kPredictedRows) return mean_loss(data, inference_.run(data, theta, out, threads));
     Interrupts interrupts(should_stop);
     double loss = 0;
     for (int64_t r = 0; r < data.n && !interrupts.stop(); r += kPredictedRows) {
         const Data<T> block = part_of(data, r, std::min(kPredictedRows, data.n - r));
-        loss += inference_.run(block, update_.theta, out ? out + r * plan_.n_out() : nullptr, threads);
+        loss += inference_.run(block, theta, out ? out + r * plan_.n_out() : nullptr, threads);
     }
     return mean_loss(data, loss);
 }
@@ -278,11 +330,6 @@ double Engine<T>::loss_and_gradients(Data<T> data, const std::vector<T*>& W, con
     return loss * s.loss + penalty(s.l2, threads);
 }
 
-template <class T>
-std::size_t Engine<T>::state_size() const {
-    return net_->parameters().total * (1 + static_cast<std::size_t>(optimizer().states));
-}
-
 // Copies parameters and states, unless one of them is not finite: then nothing. After guarded steps only
 // the parameters are looked at: a pass over the states of a large network is felt.
 template <class T>
@@ -297,6 +344,7 @@ bool Engine<T>::remember(bool after_guarded_steps) {
 template <class T>
 void Engine<T>::restore() {
     if (!remembered_) return;
+    if (folded_) folded_->forget();
     std::copy(remembered_, remembered_ + state_size(), update_.theta);
     count_.set(remembered_step_);
 }

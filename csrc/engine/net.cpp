@@ -17,7 +17,8 @@ Net<T>::Net(const Kernels<T>& kernels, const Plan& plan)
 int64_t padded_weights(const Plan& plan, int64_t panel) {
     const auto padded = [panel](int64_t width) { return (width + panel - 1) / panel * panel; };
     int64_t sum = 0;
-    for (const DensePlan& layer : plan.layers) sum += padded(layer.n_in) * padded(layer.n_out);
+    for (const LayerPlan& layer : plan.layers)
+        if (layer.is_dense()) sum += padded(layer.n_in) * padded(layer.n_out);
     return sum;
 }
 
@@ -31,10 +32,11 @@ bool prefers_narrow(const Kernels<T>& kernels, const Plan& plan) {
 
 template <class T>
 std::unique_ptr<Net<T>> make_net(const Kernels<T>& kernels, const Plan& plan) {
-    // Dropout is for panels. Samples in lanes win while a panel of one vector would be mostly padding and the vectors
-    // of partial sums, one a weight, are few.
+    // Dropout, and layers that are not dense, are for panels. Samples in lanes win while a panel of one vector would be
+    // mostly padding and the vectors of partial sums, one a weight, are few.
     const bool narrow = plan.widest() <= 16 || (plan.widest() <= 32 && plan.weights() <= 1024);
-    if (narrow && fits_cache<T>(plan) && !plan.drops()) return std::make_unique<LanesNet<T>>(kernels, plan);
+    if (narrow && fits_cache<T>(plan) && !plan.drops() && plan.is_chain())
+        return std::make_unique<LanesNet<T>>(kernels, plan);
     return std::make_unique<PanelNet<T>>(kernels, plan, prefers_narrow<T>(kernels, plan) ? 1 : 2);
 }
 

@@ -14,11 +14,12 @@ class PanelStep {
 public:
     virtual ~PanelStep() = default;
 
-    // Rows that one pass takes; larger batches take several.
-    static constexpr int64_t kMostRows = 4096;
+    // Rows that one pass takes; larger batches take several, but those that are normalised, whose statistics need all
+    // rows at once.
+    int64_t most_rows() const { return net_.plan().normalises_batches() ? INT64_MAX : kMostRows; }
 
     void prepare(int64_t rows, int threads, bool sparse) {
-        const ptrdiff_t capacity = net_.whole_lanes(std::min(rows, kMostRows));
+        const ptrdiff_t capacity = net_.whole_lanes(std::min(rows, most_rows()));
         const auto workers = static_cast<std::size_t>(threads);
         if (capacity <= capacity_ && workers <= workers_.size() && (sparse || x_)) return;
         const ptrdiff_t most = std::max(capacity, capacity_);
@@ -44,13 +45,17 @@ public:
     // The outputs that the steps to come drop.
     void set_dropout(const DropStep& drop) { ws_.drop = drop; }
 
-    // Gathers up to kMostRows rows and runs them forward; returns the sum of weight * loss and leaves the errors of
+    // Gathers up to most_rows() rows and runs them forward; returns the sum of weight * loss and leaves the errors of
     // the outputs. The caller says whether backward will be asked for the gradient of the inputs.
     virtual double forward(const Batch<T>& b, const T* theta, T scale, int threads, bool input_gradient) = 0;
 
     // After forward: the gradients of all layers, into the sink.
     virtual void backward(int64_t rows, const T* theta, const GradientSink<T>& sink, int threads,
                           bool input_gradient) = 0;
+
+    // After forward: what column normalisation l found, [n_out] each.
+    const T* mean(std::size_t l) const { return ws_.mean[l]; }
+    const T* variance(std::size_t l) const { return ws_.variance[l]; }
 
     void copy_input_gradient(int64_t rows, T* to) const { net_.copy_input_gradient(ws_, rows, to); }
 
@@ -61,7 +66,7 @@ protected:
     static constexpr int kTasksPerThread = 4;
 
     PanelStep(const PanelNet<T>& net, Profile& profile, bool all_errors)
-        : net_(net), profile_(profile), all_errors_(all_errors) {
+        : net_(net), profile_(profile), all_errors_(all_errors || !net.plan().is_chain()) {
         // The loss's lanes of a block of rows stay in the second-level cache.
         const int64_t per_row = 3 * net.padded(net.plan().n_out()) * static_cast<int64_t>(sizeof(T));
         loss_rows_ = net.whole_lanes(static_cast<ptrdiff_t>(std::clamp<int64_t>(kLossBytes / per_row, 1, 64)));
@@ -110,6 +115,7 @@ protected:
     T* x_ = nullptr;
 
 private:
+    static constexpr int64_t kMostRows = 4096;
     static constexpr int64_t kLossBytes = 128 * 1024;
     static constexpr int64_t kSharedWork = 1'000'000;  // operations of a phase that is worth a second thread
 

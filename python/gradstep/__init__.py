@@ -8,7 +8,17 @@ from gradstep.callbacks import Callback, EarlyStopping, ReduceOnPlateau, Trainin
 from gradstep.gradients import GradientReport, check_gradients
 from gradstep.history import History
 from gradstep.info import Info, info
-from gradstep.layers import Dense, Dropout, Input
+from gradstep.layers import (
+    Activation,
+    BatchNorm,
+    Dense,
+    Dropout,
+    Embedding,
+    Input,
+    LayerNorm,
+    Residual,
+    Scale,
+)
 from gradstep.losses import Huber, Loss, Quantile
 from gradstep.network import Network
 from gradstep.optimizers import (
@@ -43,15 +53,18 @@ if TYPE_CHECKING:
 __all__ = [
     "SGD",
     "AMSGrad",
+    "Activation",
     "Adagrad",
     "Adam",
     "AdamW",
+    "BatchNorm",
     "Callback",
     "Cosine",
     "Dense",
     "DivergenceError",
     "Dropout",
     "EarlyStopping",
+    "Embedding",
     "ExponentialDecay",
     "GradientDescent",
     "GradientReport",
@@ -60,6 +73,7 @@ __all__ = [
     "Info",
     "Input",
     "InverseScaling",
+    "LayerNorm",
     "LinearWarmup",
     "Lion",
     "Loss",
@@ -70,6 +84,8 @@ __all__ = [
     "Quantile",
     "RMSprop",
     "ReduceOnPlateau",
+    "Residual",
+    "Scale",
     "Schedule",
     "StepDecay",
     "TableEncoder",

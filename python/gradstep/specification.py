@@ -8,9 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from gradstep.backends.base import Parameters, Plan
+from gradstep.backends.base import LayerPlan, Parameters, Plan
 from gradstep.initializers import Given, default_initializer, given_values, initial_weights
-from gradstep.layers import Dense, Layer, check_layers, dense_plans, layer_from_config
+from gradstep.layers import (
+    Dense,
+    Embedding,
+    Layer,
+    check_layers,
+    dense_layers,
+    layer_from_config,
+    layer_plans,
+)
 from gradstep.losses import Loss, as_loss, loss_from_config
 from gradstep.names import check_name
 from gradstep.optimizers import Optimizer, as_optimizer, optimizer_from_config
@@ -18,6 +26,12 @@ from gradstep.preprocessing import TARGET_PREPROCESSING, check_preprocessing
 from gradstep.validation import check_integer, check_real
 
 DTYPES = ("float32", "float64")
+
+OTHER_STREAM = 1 << 20
+"""Random streams of weights that are not those of `Dense` layers, which count from 0."""
+
+_ONES = ("gain", "variance")
+"""Parameters that are not 0 at first."""
 
 
 @dataclass(frozen=True)
@@ -63,24 +77,25 @@ class Specification:
         return specification
 
     def _check_loss(self) -> None:
-        last, loss = self.dense_layers[-1], self.loss.name
+        n_out, loss = self.n_out, self.loss.name
         for option, values in self.loss.engine_options.items():
-            if isinstance(values, tuple) and len(values) != last.units:
+            if isinstance(values, tuple) and len(values) != n_out:
                 raise ValueError(
-                    f"{option} of the loss {loss!r} must have one value for each of the {last.units} "
+                    f"{option} of the loss {loss!r} must have one value for each of the {n_out} "
                     f"output(s), got {len(values)}"
                 )
         if not self.loss.has_link:
             return
-        if last.activation != "identity":
+        activation = layer_plans(self.layers, 0)[-1].activation
+        if activation != "identity":
             takes = "logits" if self.loss.is_classification else "logarithms of rates"
             raise ValueError(
                 f"the last layer must have activation 'identity' for the loss {loss!r}, which takes {takes} "
-                f"(predict applies the link itself), got {last.activation!r}"
+                f"(predict applies the link itself), got {activation!r}"
             )
-        if self.loss.target_kind == "labels" and last.units < 2:
+        if self.loss.target_kind == "labels" and n_out < 2:
             raise ValueError(
-                f"the last layer must have one unit per class, at least 2, for {loss!r}, got {last.units}; "
+                f"the last layer must have one unit per class, at least 2, for {loss!r}, got {n_out}; "
                 "use 'binary_cross_entropy' for a single output"
             )
         if self.target_preprocessing != "none":
@@ -91,8 +106,13 @@ class Specification:
 
     @property
     def dense_layers(self) -> tuple[Dense, ...]:
-        """The layers with parameters."""
-        return tuple(layer for layer in self.layers if isinstance(layer, Dense))
+        """All dense layers, those of blocks among them; projections are not."""
+        return tuple(dense_layers(self.layers))
+
+    @property
+    def embeddings(self) -> tuple[Embedding, ...]:
+        """The columns of X that hold categories."""
+        return tuple(layer for layer in self.layers if isinstance(layer, Embedding))
 
     @property
     def n_out(self) -> int:
@@ -102,7 +122,7 @@ class Specification:
     def plan(self, n_in: int) -> Plan:
         """What a backend needs to know for inputs of n_in columns."""
         return Plan(
-            layers=dense_plans(self.layers, n_in),
+            layers=layer_plans(self.layers, n_in),
             loss=self.loss.name,
             optimizer=self.optimizer.name,
             loss_options=self.loss.engine_options,
@@ -120,32 +140,44 @@ class Specification:
         return options
 
     def initial_parameters(self, plan: Plan) -> Iterator[Parameters]:
-        """Weights and biases before training, the same for every backend, layer by layer to save memory."""
-        for index, (layer, planned) in enumerate(zip(self.dense_layers, plan.layers, strict=True)):
-            initializer = layer.initializer
-            if not isinstance(initializer, str | Given):
-                initializer = default_initializer(layer.activation)
-            weights = initial_weights(initializer, self.seed, index, planned.n_in, planned.n_out, self.dtype)
-            biases = np.zeros(planned.n_out)
-            if isinstance(layer.bias_initializer, Given):
-                argument = f"bias_initializer of {planned.name}"
-                biases = given_values(layer.bias_initializer, (planned.n_out,), argument)
-            yield {
-                f"{planned.name}.W": weights,
-                f"{planned.name}.b": biases.astype(self.dtype),
-            }
+        """Parameters before training, the same for every backend, layer by layer to save memory."""
+        dense = enumerate(self.dense_layers)
+        for index, planned in enumerate(plan.layers):
+            if planned.name.startswith("dense_"):
+                yield self._initial_dense(*next(dense), planned)
+                continue
+            shapes = {**planned.parameter_shapes(), **planned.statistics_shapes()}
+            values = {name: np.full(shape, name in _ONES, self.dtype) for name, shape in shapes.items()}
+            if planned.kind == "embedding":
+                rng = np.random.default_rng([self.seed, OTHER_STREAM + index])
+                values["W"] = rng.standard_normal(shapes["W"]).astype(self.dtype)
+            elif planned.kind == "dense":
+                stream, (n_in, n_out) = OTHER_STREAM + index, shapes["W"]
+                values["W"] = initial_weights("glorot_uniform", self.seed, stream, n_in, n_out, self.dtype)
+            yield {f"{planned.name}.{name}": value for name, value in values.items()}
+
+    def _initial_dense(self, index: int, layer: Dense, planned: LayerPlan) -> Parameters:
+        initializer = layer.initializer
+        if not isinstance(initializer, str | Given):
+            initializer = default_initializer(planned.activation)
+        weights = initial_weights(initializer, self.seed, index, planned.n_in, planned.n_out, self.dtype)
+        biases = np.zeros(planned.n_out)
+        if isinstance(layer.bias_initializer, Given):
+            argument = f"bias_initializer of {planned.name}"
+            biases = given_values(layer.bias_initializer, (planned.n_out,), argument)
+        return {f"{planned.name}.W": weights, f"{planned.name}.b": biases.astype(self.dtype)}
 
     def table(self, n_in: int | None) -> str:
         """Layers, shapes and parameter counts, one line each; n_in is None while it is unknown."""
         rows = [("layer", "activation", "shape", "parameters")]
-        total: int | None = 0
-        for index, layer in enumerate(self.dense_layers):
-            count = None if n_in is None else (n_in + 1) * layer.units
-            total = None if total is None or count is None else total + count
-            shape = f"{'?' if n_in is None else n_in} -> {layer.units}"
-            rows.append((f"dense_{index}", layer.activation, shape, _count(count)))
-            n_in = layer.units
-        rows.append(("total", "", "", _count(total)))
+        plans, total = layer_plans(self.layers, n_in or 0), 0
+        for layer in plans:
+            known = layer.n_in > 0 and layer.n_out > 0
+            count = sum(int(np.prod(shape)) for shape in layer.parameter_shapes().values()) if known else None
+            total += count or 0
+            shape = f"{layer.n_in or '?'} -> {layer.n_out or '?'}"
+            rows.append((layer.name, layer.activation, shape, _count(count)))
+        rows.append(("total", "", "", _count(None if n_in is None else total)))
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         return "\n".join(
             "  ".join(cell.ljust(width) for cell, width in zip(row[:3], widths, strict=False))
