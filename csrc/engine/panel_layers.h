@@ -1,6 +1,9 @@
 // What layers without products do on panels: normalisations, sums, gains, embeddings. Each has a way forward for some
 // output panels of some rows, the gradients of its parameters, and a way back to its inputs' errors.
 #pragma once
+#include <algorithm>
+#include <vector>
+
 #include "engine/net.h"
 
 namespace gradstep {
@@ -163,13 +166,18 @@ private:
         return (column / P_ * ws.rows + row) * P_ + column % P_;
     }
 
+    // Categories were checked in Python; a slip must not read beyond the table.
+    ptrdiff_t category(const Workspace<T>& ws, const T* in, const LayerPlan& d, ptrdiff_t row) const {
+        const auto most = static_cast<T>(d.categories - 1);
+        return static_cast<ptrdiff_t>(std::min(std::max(in[element(ws, row, d.column)], T(0)), most));
+    }
+
     // The other columns in their order, then the vector of the row's category.
     void embed(const Workspace<T>& ws, const T* in, const T* theta, std::size_t l, ptrdiff_t r0, ptrdiff_t r1) const {
         const LayerPlan& d = plan_.layers[l];
         const ptrdiff_t size = d.weight_columns(), others = d.n_in - 1;
         for (ptrdiff_t r = r0; r < r1; ++r) {
-            const auto category = static_cast<ptrdiff_t>(in[element(ws, r, d.column)]);
-            const T* vector = theta + layout_.layers[l].weights + category * size;
+            const T* vector = theta + layout_.layers[l].weights + category(ws, in, d, r) * size;
             for (ptrdiff_t c = 0; c < others; ++c) ws.z[l][element(ws, r, c)] = in[element(ws, r, c + (c >= d.column))];
             for (ptrdiff_t c = 0; c < size; ++c) ws.z[l][element(ws, r, others + c)] = vector[c];
         }
@@ -182,7 +190,7 @@ private:
         T* table = gradient + layout_.layers[l].weights;
         if (!keep) std::fill(table, table + d.categories * size, T(0));
         for (ptrdiff_t r = 0; r < rows; ++r) {
-            T* vector = table + static_cast<ptrdiff_t>(in[element(ws, r, d.column)]) * size;
+            T* vector = table + category(ws, in, d, r) * size;
             for (ptrdiff_t c = 0; c < size; ++c) vector[c] += ws.errors[l + 1][element(ws, r, d.n_in - 1 + c)];
         }
     }

@@ -72,8 +72,10 @@ inline T inverse_root(T x) {
 // v, which begins at a column, with zeros beyond the last of them.
 template <class T>
 inline Vec<T> without_pads(Vec<T> v, ptrdiff_t column, ptrdiff_t columns) {
-    for (ptrdiff_t i = columns > column ? columns - column : 0; i < kLanes<T>; ++i) v[i] = T(0);
-    return v;
+    if (columns - column >= kLanes<T>) return v;
+    T kept[kLanes<T>] = {};
+    for (ptrdiff_t i = 0; i < columns - column; ++i) kept[i] = v[i];
+    return load(kept);
 }
 
 // f(offset of a vector in the row, its first column) for all whole panels of a row.

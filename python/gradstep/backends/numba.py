@@ -61,11 +61,14 @@ def _largest_weights(plan: Plan) -> int:
     return max(layer.n_in * layer.n_out for layer in plan.layers if layer.kind == "dense")
 
 
-def _chunk_rows(plan: Plan, rows: int) -> int:
-    """How many of a batch's rows go through all layers together; even parts of the batch."""
+def _chunk_rows(plan: Plan, rows: int, forward_alone: bool = False) -> int:
+    """How many of a batch's rows go through all layers together; even parts of the batch.
+
+    A batch that is normalised stays in one piece, but on the way forward alone.
+    """
     features = plan.n_in + sum(layer.n_out for layer in plan.layers)
     largest = _largest_weights(plan)
-    if plan.normalises_batches:
+    if plan.normalises_batches and not forward_alone:
         return rows
     if largest <= SMALL_WEIGHTS:
         most = max(1, min(CACHE_ELEMENTS // features, SERIAL_PRODUCT // largest))
@@ -176,12 +179,12 @@ class NumbaEngine(Engine):
         weight = np.empty(0, dtype) if weight is None else weight
         return Data(*(_read_only(array) for array in (X, targets, labels, weight)))
 
-    def _workspace(self, rows: int) -> Workspace:
+    def _workspace(self, rows: int, forward_alone: bool = False) -> Workspace:
         """Buffers for a call on this many rows per batch; replaced only when larger ones are needed.
 
         The size of a chunk depends on the batch alone, never on earlier calls: sums keep their order.
         """
-        rows = _chunk_rows(self.plan, rows)
+        rows = _chunk_rows(self.plan, rows, forward_alone)
         if self._work is None or self._work.share.size < rows:
             self._work = None  # freed before the larger one is made
             self._work = _make_workspace(self.plan, rows)
@@ -189,12 +192,13 @@ class NumbaEngine(Engine):
 
     def predict(self, X: Array, out: Array) -> None:
         """Write the linked outputs of all rows into out."""
-        kernels.evaluate(self._model, self._data(X, None, None), self._workspace(len(X)), IN_ORDER, out)
+        work = self._workspace(len(X), forward_alone=True)
+        kernels.evaluate(self._model, self._data(X, None, None), work, IN_ORDER, out)
 
     def evaluate(self, X: Array, y: Array, weight: Array | None, out: Array | None = None) -> float:
         """Mean loss of all rows without the l2 penalty; predictions go into out if given."""
         out = np.empty((0, 0), self.plan.dtype) if out is None else out
-        work = self._workspace(len(X))
+        work = self._workspace(len(X), forward_alone=True)
         return float(kernels.evaluate(self._model, self._data(X, y, weight), work, IN_ORDER, out))
 
     def loss_and_gradients(
