@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import oracles
-from gradstep.backends.base import Backend, DensePlan, Engine, Plan
+from gradstep.backends.base import Backend, Engine, LayerPlan, Plan
 from gradstep.backends.numpy import LOSSES
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -41,7 +41,7 @@ def make_plan(
     """A plan with the given widths: inputs, hidden layers, outputs."""
     last = len(widths) - 2
     layers = [
-        DensePlan(n_in, n_out, output_activation if i == last else activation, f"dense_{i}")
+        LayerPlan(n_in, n_out, output_activation if i == last else activation, f"dense_{i}")
         for i, (n_in, n_out) in enumerate(itertools.pairwise(widths))
     ]
     options = OPTIMIZER_OPTIONS[optimizer] if optimizer_options is None else optimizer_options
@@ -53,7 +53,7 @@ def make_parameters(plan: Plan, seed: int = 0) -> dict[str, Array]:
     rng = np.random.default_rng(seed)
     return {
         name: (rng.normal(size=shape) / np.sqrt(shape[0] if len(shape) == 2 else 4)).astype(plan.dtype)
-        for name, shape in plan.parameter_shapes().items()
+        for name, shape in plan.trained_shapes().items()
     }
 
 

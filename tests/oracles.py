@@ -355,3 +355,100 @@ def row_key(row: int, seed: int, epoch: int) -> int:
     pair = row // 2
     words = philox((pair & mask, pair >> 32, epoch, 0), (seed & mask, seed >> 32))
     return words[0] | words[1] << 32 if row % 2 == 0 else words[2] | words[3] << 32
+
+
+# --------------------------------------------------------------------------------------------------
+# Networks of other layers, as nested lists; gradients of them are finite differences
+
+
+class Norm(NamedTuple):
+    """Normalise rows (over columns), or columns (over rows with these weights)."""
+
+    gain: Array
+    shift: Array
+    activation: str
+    over_rows: bool
+    epsilon: float = 1e-5
+
+    def outputs(self, x: Array, weight: Sequence[float]) -> Array:
+        lines = x.T if self.over_rows else x
+        shares = np.asarray(weight) if self.over_rows else np.ones(x.shape[1])
+        hat = np.zeros(lines.shape)
+        for k, line in enumerate(lines):
+            mean = math.fsum(float(s * v) for s, v in zip(shares, line, strict=True)) / math.fsum(shares)
+            squares = math.fsum(float(s * (v - mean) ** 2) for s, v in zip(shares, line, strict=True))
+            hat[k] = (line - mean) / math.sqrt(squares / math.fsum(shares) + self.epsilon)
+        hat = hat.T if self.over_rows else hat
+        return elementwise(ACTIVATIONS[self.activation], hat * self.gain + self.shift)
+
+
+class Affine(NamedTuple):
+    """``act(x W + b)``."""
+
+    W: Array
+    b: Array
+    activation: str
+
+    def outputs(self, x: Array, weight: Sequence[float]) -> Array:
+        return elementwise(ACTIVATIONS[self.activation], np.einsum("ni,io->no", x, self.W) + self.b)
+
+
+class Gain(NamedTuple):
+    """``act(x gain)``."""
+
+    gain: Array
+    activation: str
+
+    def outputs(self, x: Array, weight: Sequence[float]) -> Array:
+        return elementwise(ACTIVATIONS[self.activation], np.array([row * self.gain for row in x]))
+
+
+class Lookup(NamedTuple):
+    """A column replaced by rows of a table, at the end."""
+
+    column: int
+    W: Array
+
+    def outputs(self, x: Array, weight: Sequence[float]) -> Array:
+        rows = []
+        for row in x:
+            others = [v for c, v in enumerate(row) if c != self.column]
+            rows.append([*others, *self.W[round(float(row[self.column]))]])
+        return np.array(rows, dtype=np.float64)
+
+
+class Block(NamedTuple):
+    """``act(layers(x) + projection(x))``."""
+
+    layers: Sequence[Any]
+    projection: Affine | None
+    activation: str
+
+    def outputs(self, x: Array, weight: Sequence[float]) -> Array:
+        skip = x if self.projection is None else self.projection.outputs(x, weight)
+        inner = x
+        for layer in self.layers:
+            inner = layer.outputs(inner, weight)
+        return elementwise(ACTIVATIONS[self.activation], inner + skip)
+
+
+def loss_of_layers(
+    layers: Sequence[Any], X: Array, y: Array, weight: Array | None, l2: float, loss: str = "mse"
+) -> float:
+    """Weighted mean loss with the penalty of all W."""
+    w = [1.0] * len(X) if weight is None else [float(v) for v in weight]
+    a = np.asarray(X, dtype=np.float64)
+    for layer in layers:
+        a = layer.outputs(a, w)
+    total = sum(_sample_loss(loss, p, t, {}).value * wi for p, t, wi in zip(a, y, w, strict=True))
+    return total / sum(w) + l2 / 2 * _squares(layers)
+
+
+def _squares(layers: Sequence[Any]) -> float:
+    total = 0.0
+    for layer in layers:
+        if isinstance(layer, Affine | Lookup):
+            total += math.fsum(float(v) ** 2 for v in layer.W.ravel())
+        if isinstance(layer, Block):
+            total += _squares([*layer.layers, *([layer.projection] if layer.projection else [])])
+    return total

@@ -132,9 +132,18 @@ def test_a_network_with_dropout_trains_saves_and_resumes(backend, tmp_path):
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ([gs.Dropout(0.1), gs.Dense(1)], "Dropout must stand between two Dense layers"),
-        ([gs.Dense(1), gs.Dropout(0.1)], "Dropout must stand between two Dense layers"),
-        ([gs.Input(2), gs.Dropout(0.1), gs.Dense(1)], "Dropout must stand between two Dense layers"),
+        (
+            [gs.Dropout(0.1), gs.Dense(1)],
+            "Dropout must stand behind a layer whose outputs it drops, and before another",
+        ),
+        (
+            [gs.Dense(1), gs.Dropout(0.1)],
+            "Dropout must stand behind a layer whose outputs it drops, and before another",
+        ),
+        (
+            [gs.Input(2), gs.Dropout(0.1), gs.Dense(1)],
+            "Dropout must stand behind a layer whose outputs it drops, and before another",
+        ),
     ],
 )
 def test_dropout_in_other_places_is_an_error(layers, message):

@@ -31,7 +31,11 @@ using Matrix = py::array_t<T, py::array::c_style>;
 template <class T>
 using CsrArrays = std::tuple<Matrix<int64_t>, Matrix<int32_t>, Matrix<T>>;
 
-using LayerList = std::vector<std::tuple<int64_t, int64_t, std::string, double, double>>;
+// Number of input (-1: the network's), of the other summand, and of an embedding column and categories.
+using LayerLinks = std::tuple<int64_t, int64_t, int64_t, int64_t>;
+// n_in, n_out, activation, dropout, factor of the learning rate, kind, links, epsilon, momentum
+using LayerList =
+    std::vector<std::tuple<int64_t, int64_t, std::string, double, double, std::string, LayerLinks, double, double>>;
 using Options = std::map<std::string, double>;
 using LossOptions = std::map<std::string, std::vector<double>>;
 
@@ -81,13 +85,31 @@ void set_loss_option(Plan& plan, const LossOptions& given) {
     }
 }
 
-// Layers as (n_in, n_out, activation, dropout, factor of the learning rate); options by name, as in base.Plan.
+struct KindName {
+    const char* name;
+    Kind kind;
+};
+constexpr KindName kKinds[] = {
+    {"dense", Kind::dense}, {"layer_norm", Kind::layer_norm}, {"batch_norm", Kind::batch_norm},
+    {"sum", Kind::sum},     {"scale", Kind::scale},           {"embedding", Kind::embedding},
+};
+
+Kind kind_of(const std::string& name) {
+    for (const KindName& known : kKinds)
+        if (name == known.name) return known.kind;
+    throw std::invalid_argument("the compiled backend does not know layers of kind '" + name + "'");
+}
+
+// Layers, and options by name, as in base.Plan.
 Plan make_plan(const LayerList& layers, const std::string& loss, const LossOptions& loss_options,
                const std::string& optimizer, const Options& optimizer_options, double l2, bool l2_per_batch,
                uint64_t seed) {
     Plan plan;
-    for (const auto& [n_in, n_out, activation, dropout, rate_factor] : layers)
-        plan.layers.push_back({n_in, n_out, activation, dropout, rate_factor});
+    for (const auto& [n_in, n_out, activation, dropout, rate_factor, kind, links, epsilon, momentum] : layers) {
+        const auto [input, other, column, categories] = links;
+        plan.layers.push_back({n_in, n_out, activation, dropout, rate_factor, kind_of(kind), input, other, epsilon,
+                               momentum, column, categories});
+    }
     plan.seed = seed;
     plan.loss = loss;
     plan.optimizer = optimizer;
@@ -177,9 +199,10 @@ public:
     }
 
     void set(int what, std::size_t layer, const std::optional<Matrix<T>>& W, const std::optional<Matrix<T>>& b) {
-        const DensePlan& d = engine_.plan().layers.at(layer);
-        require(!W || (W->ndim() == 2 && W->shape(0) == d.n_in && W->shape(1) == d.n_out), "W must be (n_in, n_out)");
-        require(!b || (b->ndim() == 1 && b->shape(0) == d.n_out), "b must be (n_out,)");
+        const LayerPlan& d = engine_.plan().layers.at(layer);
+        require(!W || (W->ndim() == 2 && W->shape(0) == d.weight_rows() && W->shape(1) == d.weight_columns()),
+                "W must be (n_in, n_out)");
+        require(!b || (b->ndim() == 1 && b->shape(0) == d.biases()), "b must be (n_out,)");
         const T* weights = W ? W->data() : nullptr;
         const T* biases = b ? b->data() : nullptr;
         const Busy busy(*this);
@@ -355,9 +378,9 @@ private:
 
     Layers empty_layers() const {
         Layers layers;
-        for (const DensePlan& d : engine_.plan().layers)
-            layers.emplace_back(Matrix<T>(std::vector<py::ssize_t>{d.n_in, d.n_out}),
-                                Matrix<T>(std::vector<py::ssize_t>{d.n_out}));
+        for (const LayerPlan& d : engine_.plan().layers)
+            layers.emplace_back(Matrix<T>(std::vector<py::ssize_t>{d.weight_rows(), d.weight_columns()}),
+                                Matrix<T>(std::vector<py::ssize_t>{d.biases()}));
         return layers;
     }
 

@@ -23,12 +23,15 @@ constexpr ptrdiff_t kUpdateSlice = 16 * 1024;  // elements that one task updates
 constexpr ptrdiff_t kLeastUpdateSlice = 2 * 1024;
 constexpr int kSharedSlices = 4;  // more of them are worth a second thread
 
+constexpr int kStatistics = -2;
+
 // Weights that every core can hold beside its rows.
 constexpr int64_t kRowwiseBytes = 768 * 1024;
 
 template <class T>
 std::unique_ptr<PanelStep<T>> make_panel_step(const PanelNet<T>& net, Profile& profile) {
-    if (net.plan().weights() * static_cast<int64_t>(sizeof(T)) <= kRowwiseBytes && !net.custom_loss())
+    if (net.plan().is_chain() && !net.custom_loss() &&
+        net.plan().weights() * static_cast<int64_t>(sizeof(T)) <= kRowwiseBytes)
         return std::make_unique<RowwiseStep<T>>(net, profile);
     return std::make_unique<LayeredStep<T>>(net, profile);
 }
@@ -45,39 +48,88 @@ Engine<T>::Engine(const Plan& plan, const KernelTable& table)
     : plan_(plan),
       drops_(plan.drops()),
       clips_(plan.clips()),
+      is_chain_(plan.is_chain()),
       k_(of_type<T>(table)),
       net_(make_net(k_, plan)),
       update_(find(k_.optimizers, k_.n_optimizers, plan.optimizer), plan),
       count_(plan),
-      inference_(*net_) {
+      folded_(plan.normalises_batches() ? std::make_unique<Folded<T>>(k_, *net_) : nullptr),
+      inference_(folded_ ? folded_->net() : *net_) {
     const std::size_t n = net_->parameters().total;
     const auto arrays = static_cast<std::size_t>(1 + states());
-    const bool remembers = n * arrays * sizeof(T) <= kMostRemembered;
+    state_size_ = n * arrays;
+    for (const LayerPlan& d : plan.layers) {
+        statistics_at_.push_back(state_size_);
+        if (d.kind == Kind::batch_norm) state_size_ += 2 * static_cast<std::size_t>(net_->whole_lanes(d.n_out));
+    }
+    const bool remembers = state_size_ * sizeof(T) <= kMostRemembered;
     arena_.allocate([&](Taker& take) {
-        update_.theta = take.template take<T>(n * arrays);
+        update_.theta = take.template take<T>(state_size_);
         update_.state_stride = static_cast<ptrdiff_t>(n);
-        remembered_ = remembers ? take.template take<T>(n * arrays) : nullptr;
+        remembered_ = remembers ? take.template take<T>(state_size_) : nullptr;
     });
     one_slice_ = static_cast<ptrdiff_t>(n) <= kLeastUpdateSlice && plan.l2 == 0 && plan.l1 == 0 &&
                  plan.weight_decay == 0 && !plan.factored() && !plan.clips() && plan.ema_decay == 0;
     penalised_ = plan.l2 != 0 || plan.l1 != 0;
     update_.weights = net_->parameters().weights;
-    if (fits_cache<T>(plan) && !plan.custom_loss())
+    // A batch that is normalised goes layer by layer, however small the network.
+    if (fits_cache<T>(plan) && !plan.custom_loss() && !folded_)
         chunked_ = std::make_unique<ChunkedGradient<T>>(*net_, profile_);
     else
         panel_step_ = make_panel_step(dynamic_cast<const PanelNet<T>&>(*net_), profile_);
 }
 
+// Mean and variance of a layer.
+template <class T>
+std::pair<T*, T*> Engine<T>::statistics(std::size_t layer) const {
+    T* mean = update_.theta + statistics_at_[layer];
+    return {mean, mean + net_->whole_lanes(plan_.layers[layer].n_out)};
+}
+
 template <class T>
 void Engine<T>::get(int what, std::size_t layer, T* W, T* b) const {
-    net_->unpack(layer, update_.state(what), W, b);
+    if (what != kStatistics) return net_->unpack(layer, update_.state(what), W, b);
+    if (plan_.layers[layer].kind != Kind::batch_norm) return;
+    const auto [mean, variance] = statistics(layer);
+    std::copy_n(mean, plan_.layers[layer].n_out, W);
+    std::copy_n(variance, plan_.layers[layer].n_out, b);
 }
 
 template <class T>
 void Engine<T>::set(int what, std::size_t layer, const T* W, const T* b) {
-    checked_ = false;
-    net_->pack(layer, W, b, update_.state(what));
-    if (what < 0 && plan_.averages()) net_->pack(layer, W, b, update_.average());
+    forget_checks();
+    if (what != kStatistics) {
+        net_->pack(layer, W, b, update_.state(what));
+        if (what < 0 && plan_.averages()) net_->pack(layer, W, b, update_.average());
+        return;
+    }
+    if (plan_.layers[layer].kind != Kind::batch_norm) return;
+    const auto [mean, variance] = statistics(layer);
+    if (W) std::copy_n(W, plan_.layers[layer].n_out, mean);
+    if (b) std::copy_n(b, plan_.layers[layer].n_out, variance);
+}
+
+// After a step: what the batch had for means and variances, of which the running ones take a part. The variances are
+// corrected as those of a sample, n / (n - 1) with equal weights; one row says nothing of them.
+template <class T>
+void Engine<T>::move_statistics(const Batch<T>& b) {
+    const double sum = b.weight_sum();
+    double squares = 0;
+    for (int64_t r = 0; r < b.rows && sum > 0; ++r) {
+        const double share = (b.data->weight ? static_cast<double>(b.data->weight[b.row(r)]) : 1) / sum;
+        squares += share * share;
+    }
+    for (std::size_t l = 0; l < plan_.layers.size() && sum > 0; ++l) {
+        const LayerPlan& d = plan_.layers[l];
+        if (d.kind != Kind::batch_norm) continue;
+        const auto [mean, variance] = statistics(l);
+        const T part = static_cast<T>(d.momentum);
+        for (int64_t o = 0; o < d.n_out; ++o) mean[o] += part * (panel_step_->mean(l)[o] - mean[o]);
+        if (squares >= 1) continue;
+        const T correction = static_cast<T>(1 / (1 - squares));
+        for (int64_t o = 0; o < d.n_out; ++o)
+            variance[o] += part * (panel_step_->variance(l)[o] * correction - variance[o]);
+    }
 }
 
 template <class T>
@@ -114,7 +166,7 @@ void Engine<T>::prepare(int64_t rows, int threads, bool sparse) {
         chunked_->prepare(rows, threads);
     else
         panel_step_->prepare(rows, threads, sparse);
-    if (panel_step_ && (clips_ || rows > panel_step_->most_rows())) gradient_in_memory();
+    if (panel_step_ && (clips_ || rows > panel_step_->most_rows() || !is_chain_)) gradient_in_memory();
 }
 
 template <class T>
@@ -137,16 +189,6 @@ double Engine<T>::absolute_penalty() const {
     return plan_.l1 * sum_absolute(update_.theta, static_cast<ptrdiff_t>(net_->parameters().weights));
 }
 
-// Where the gradients of a layer's weights and biases lie.
-template <class T>
-typename Engine<T>::Ranges Engine<T>::ranges(std::size_t layer) const {
-    const ParameterLayout& layout = net_->parameters();
-    const bool last = layer + 1 == layout.layers.size();
-    const LayerParameters& from = layout.layers[layer];
-    return {from.weights, last ? layout.weights : layout.layers[layer + 1].weights, from.biases,
-            last ? layout.total : layout.layers[layer + 1].biases};
-}
-
 // The mean gradient with its penalties, without what is frozen: cut to clip_value, then to clip_norm as PyTorch's
 // clip_grad_norm_ does. The squares are summed slice by slice, whatever the number of threads.
 template <class T>
@@ -161,9 +203,9 @@ void Engine<T>::clip(T* gradient, ptrdiff_t part_stride, int parts) {
     if (plan_.l1 > 0) add_signs(update_.theta, static_cast<T>(plan_.l1), gradient, n_weights);
     for (std::size_t l = 0; l < plan_.layers.size(); ++l) {
         if (!update_.frozen(l)) continue;
-        const Ranges r = ranges(l);
-        std::fill(gradient + r.weights, gradient + r.weights_end, T(0));
-        std::fill(gradient + r.biases, gradient + r.biases_end, T(0));
+        const LayerParameters& at = net_->parameters().layers[l];
+        std::fill_n(gradient + at.weights, at.n_weights, T(0));
+        std::fill_n(gradient + at.biases, at.n_biases, T(0));
     }
     if (const auto most = static_cast<T>(plan_.clip_value); most > 0)
         for (ptrdiff_t i = 0; i < n; ++i)
@@ -182,11 +224,12 @@ void Engine<T>::apply_by_layer(T* gradient, ptrdiff_t part_stride, int parts) {
     Laps* laps = profile_.begin(0);
     for (std::size_t l = 0; l < plan_.layers.size(); ++l) {
         if (update_.frozen(l)) continue;
-        const Ranges r = ranges(l);
-        update_(r.weights, static_cast<ptrdiff_t>(r.weights_end - r.weights), gradient + r.weights, part_stride, parts,
-                update_.by_layer[l].weights);
-        update_(r.biases, static_cast<ptrdiff_t>(r.biases_end - r.biases), gradient + r.biases, part_stride, parts,
-                update_.by_layer[l].biases);
+        const LayerParameters& at = net_->parameters().layers[l];
+        const Hypers<T>& hypers = update_.by_layer[l];
+        update_(at.weights, static_cast<ptrdiff_t>(at.n_weights), gradient + at.weights, part_stride, parts,
+                plan_.layers[l].has_gain() ? hypers.biases : hypers.weights);
+        update_(at.biases, static_cast<ptrdiff_t>(at.n_biases), gradient + at.biases, part_stride, parts,
+                hypers.biases);
     }
     end_phase(laps, Phase::update);
 }
@@ -194,8 +237,9 @@ void Engine<T>::apply_by_layer(T* gradient, ptrdiff_t part_stride, int parts) {
 // Training moves other parameters than those that the user sees, which are their average.
 template <class T>
 void Engine<T>::exchange_average() {
-    const std::size_t n = net_->parameters().total;
-    if (plan_.averages()) std::swap_ranges(update_.theta, update_.theta + n, update_.average());
+    if (!plan_.averages()) return;
+    if (folded_) folded_->forget();
+    std::swap_ranges(update_.theta, update_.theta + net_->parameters().total, update_.average());
 }
 
 // At the end of epochs, counted from 1 over the network's life: an equal mean from swa_start on.
@@ -258,7 +302,7 @@ T* Engine<T>::gradient_in_memory() {
 template <class T>
 double Engine<T>::accumulate_passes(const Batch<T>& b, T scale, int threads, const DropStep& drop, T* dx) {
     double loss = 0;
-    const int64_t most = panel_step_->most_rows();
+    const int64_t most = std::min(panel_step_->most_rows(), b.rows);
     for (int64_t r = 0; r < b.rows; r += most) {
         const Batch<T> part = b.part(r, std::min(r + most, b.rows));
         panel_step_->set_dropout(drop.at(r));
@@ -290,7 +334,7 @@ double Engine<T>::step_batch(const Batch<T>& b, const Scales& s, double learning
         begin_update(s, learning_rate);
         return apply(chunked_->gradient(), chunked_->part_stride(), chunked_->parts(), threads) ? loss : undo_update();
     }
-    const bool fused = !clips_ && b.rows <= panel_step_->most_rows();
+    const bool fused = is_chain_ && !clips_ && b.rows <= panel_step_->most_rows();
     const DropStep drop = drop_step();
     if (fused) panel_step_->set_dropout(drop);
     double loss = fused ? panel_step_->forward(b, update_.theta, scale, threads, false)
@@ -298,14 +342,16 @@ double Engine<T>::step_batch(const Batch<T>& b, const Scales& s, double learning
     loss = loss * s.loss + penalty(s.l2, threads);
     if (!std::isfinite(loss)) return loss;
     begin_update(s, learning_rate);
-    if (!fused) return apply(gradient_, 0, 1, threads) ? loss : undo_update();
-    return backward_fused(b.rows, threads) ? loss
-                                           : std::numeric_limits<double>::quiet_NaN();  // some blocks are left out
+    if (fused)  // where it fails, some blocks are left out
+        return backward_fused(b.rows, threads) ? loss : std::numeric_limits<double>::quiet_NaN();
+    if (!apply(gradient_, 0, 1, threads)) return undo_update();
+    if (folded_) move_statistics(b);
+    return loss;
 }
 
 template <class T>
 void Engine<T>::begin_update(const Scales& s, double learning_rate) {
-    checked_ = false;
+    forget_checks();
     count_.advance();
     update_.set_step(count_, learning_rate, s.l2);
 }
@@ -335,12 +381,14 @@ template <class T>
 double Engine<T>::predict(Data<T> data, T* out, const std::function<bool()>& should_stop) {
     transform(data);
     const int threads = num_threads();
-    if (data.n <= kPredictedRows) return mean_loss(data, inference_.run(data, update_.theta, out, threads));
+    const T* theta = update_.theta;
+    if (folded_) theta = folded_->parameters(theta, [this](std::size_t l) { return statistics(l); });
+    if (data.n <= kPredictedRows) return mean_loss(data, inference_.run(data, theta, out, threads));
     Interrupts interrupts(should_stop);
     double loss = 0;
     for (int64_t r = 0; r < data.n && !interrupts.stop(); r += kPredictedRows) {
         const Data<T> block = part_of(data, r, std::min(kPredictedRows, data.n - r));
-        loss += inference_.run(block, update_.theta, out ? out + r * plan_.n_out() : nullptr, threads);
+        loss += inference_.run(block, theta, out ? out + r * plan_.n_out() : nullptr, threads);
     }
     return mean_loss(data, loss);
 }
@@ -391,11 +439,6 @@ double Engine<T>::loss_and_gradients(Data<T> data, const std::vector<T*>& W, con
     return loss * s.loss + penalty(s.l2, threads);
 }
 
-template <class T>
-std::size_t Engine<T>::state_size() const {
-    return net_->parameters().total * static_cast<std::size_t>(1 + states());
-}
-
 // Copies parameters and states, unless one of them is not finite: then nothing. After guarded steps only
 // the parameters are looked at: a pass over the states of a large network is felt.
 template <class T>
@@ -410,6 +453,7 @@ bool Engine<T>::remember(bool after_guarded_steps) {
 template <class T>
 void Engine<T>::restore() {
     if (!remembered_) return;
+    if (folded_) folded_->forget();
     std::copy(remembered_, remembered_ + state_size(), update_.theta);
     count_.set(remembered_step_);
 }

@@ -8,6 +8,7 @@
 
 #include "engine/batch.h"
 #include "engine/chunked.h"
+#include "engine/folding.h"
 #include "engine/inference.h"
 #include "engine/interrupts.h"
 #include "engine/layered.h"
@@ -49,7 +50,8 @@ public:
     // average.
     int states() const { return optimizer().states + (plan_.averages() ? 1 : 0); }
 
-    // Natural shapes: W (n_in, n_out), b (n_out,). what: -1 the parameters, else one of the states.
+    // Natural shapes: W (n_in, n_out), b (n_out,). what: -1 the parameters, -2 mean and variance of layers that have
+    // statistics, else one of the states.
     void get(int what, std::size_t layer, T* W, T* b) const;
     void set(int what, std::size_t layer, const T* W, const T* b);  // null: stays as it is
     int64_t step_count() const { return count_.value(); }
@@ -60,7 +62,7 @@ public:
     void set_input_transform(const T* shift, const T* scale);  // (n_in,) each, or null
 
     // Whether train, step and loss_and_gradients take sparse rows: where they are worth a way of their own.
-    bool takes_sparse() const { return panel_step_ != nullptr; }
+    bool takes_sparse() const { return panel_step_ != nullptr && is_chain_; }
     bool takes_labels() const { return net_->loss().takes_labels; }
     int64_t targets() const { return net_->targets(); }
 
@@ -94,14 +96,17 @@ private:
     bool backward_fused(int64_t rows, int threads);
     double accumulate_passes(const Batch<T>& b, T scale, int threads, const DropStep& drop, T* dx);
     DropStep drop_step() const { return {drops_, static_cast<uint32_t>(count_.value()), 0}; }
+    std::pair<T*, T*> statistics(std::size_t layer) const;
+    void move_statistics(const Batch<T>& b);
+    // Parameters or statistics are about to change.
+    void forget_checks() {
+        checked_ = false;
+        if (folded_) folded_->forget();
+    }
     bool apply(T* gradient, ptrdiff_t part_stride, int parts, int threads);
     void apply_in_slices(T* gradient, ptrdiff_t part_stride, int parts, int threads);
     void apply_by_layer(T* gradient, ptrdiff_t part_stride, int parts);
     void clip(T* gradient, ptrdiff_t part_stride, int parts);
-    struct Ranges {
-        std::size_t weights, weights_end, biases, biases_end;
-    };
-    Ranges ranges(std::size_t layer) const;
     void exchange_average();
     void average_epoch(int64_t epoch);
     double absolute_penalty() const;
@@ -109,7 +114,7 @@ private:
     bool (*guard() const)(const T*, ptrdiff_t) noexcept {
         return optimizer().squares ? k_.squares_finite : k_.all_finite;
     }
-    std::size_t state_size() const;
+    std::size_t state_size() const { return state_size_; }
     bool remember(bool after_guarded_steps);
     void restore();
     double run_epoch(const Data<T>& data, const TrainOptions& options, int64_t epoch, int threads,
@@ -119,13 +124,16 @@ private:
     T* gradient_in_memory();
 
     const Plan plan_;
-    const bool drops_, clips_;
+    const bool drops_, clips_, is_chain_;
     bool penalised_ = false;  // l1 or l2
     bool one_slice_ = false;  // a tiny network: one call updates weights and biases
     const Kernels<T>& k_;
     std::unique_ptr<Net<T>> net_;
     Update<T> update_;
     StepCount count_;
+    std::unique_ptr<Folded<T>> folded_;       // where predictions have parameters of their own
+    std::vector<std::size_t> statistics_at_;  // by layer, from theta on
+    std::size_t state_size_ = 0;              // parameters, states and statistics, which lie together
     Arena arena_, transform_arena_, gradient_arena_;
     T* remembered_ = nullptr;  // the checkpoint: parameters and states when they were last known to be good
     int64_t remembered_step_ = 0, remembered_epochs_ = 0;

@@ -12,22 +12,23 @@ class LanesNet final : public Net<T> {
 public:
     LanesNet(const Kernels<T>& kernels, const Plan& plan) : Net<T>(kernels, plan) {
         std::size_t at = 0;
-        for (const DensePlan& d : plan.layers) {
-            this->layout_.layers.push_back({at, 0});
-            at += static_cast<std::size_t>(d.n_in * d.n_out);
+        for (const LayerPlan& d : plan.layers) {
+            const auto n_weights = static_cast<std::size_t>(d.n_in * d.n_out);
+            this->layout_.layers.push_back({at, 0, n_weights, static_cast<std::size_t>(d.n_out)});
+            at += n_weights;
         }
         n_weights_ = at;
         at = this->layout_.weights = static_cast<std::size_t>(this->whole_lanes(static_cast<ptrdiff_t>(at)));
         for (std::size_t l = 0; l < plan.layers.size(); ++l) {
             this->layout_.layers[l].biases = at;
-            at += static_cast<std::size_t>(plan.layers[l].n_out);
+            at += this->layout_.layers[l].n_biases;
         }
         n_biases_ = at - this->layout_.weights;
         this->layout_.total = static_cast<std::size_t>(this->whole_lanes(static_cast<ptrdiff_t>(at)));
     }
 
     void pack(std::size_t l, const T* W, const T* b, T* to) const override {
-        const DensePlan& d = this->plan_.layers[l];
+        const LayerPlan& d = this->plan_.layers[l];
         if (W) std::copy(W, W + d.n_in * d.n_out, to + this->layout_.layers[l].weights);
         if (b) std::copy(b, b + d.n_out, to + this->layout_.layers[l].biases);
         // The pads, too: training that was interrupted after an overflow may have left NaN there.
@@ -36,7 +37,7 @@ public:
     }
 
     void unpack(std::size_t l, const T* from, T* W, T* b) const override {
-        const DensePlan& d = this->plan_.layers[l];
+        const LayerPlan& d = this->plan_.layers[l];
         const LayerParameters& at = this->layout_.layers[l];
         std::copy(from + at.weights, from + at.weights + d.n_in * d.n_out, W);
         std::copy(from + at.biases, from + at.biases + d.n_out, b);
@@ -56,7 +57,7 @@ public:
         ws.inputs = {take.take<T>(x_size(rows)), take.take<T>(this->y_size(rows)), take.take<T>(n)};
         ws.lanes_layers.clear();
         for (std::size_t l = 0; l < this->depth(); ++l) {
-            const DensePlan& d = this->plan_.layers[l];
+            const LayerPlan& d = this->plan_.layers[l];
             const LayerParameters& at = this->layout_.layers[l];
             const Activation<T>& activation = this->activation(l);
             T* a = take.take<T>(static_cast<std::size_t>(d.n_out) * n);

@@ -20,6 +20,7 @@ public:
             sparse_forward(b, theta, threads);
         else
             gather(b, threads);
+        if (ws_.share) share(b);
         for (std::size_t l = is_sparse_ ? 1 : 0; l < net_.plan().layers.size(); ++l)
             forward_layer(b.rows, theta, l, threads);
         return loss(b, scale, threads);
@@ -28,7 +29,10 @@ public:
     void backward(int64_t rows, const T* theta, const GradientSink<T>& sink, int threads,
                   bool input_gradient) override {
         for (std::size_t l = net_.plan().layers.size(); l-- > (is_sparse_ ? 1 : 0);)
-            backward_layer(rows, theta, l, sink, threads, l > 0 || input_gradient);
+            if (net_.plan().layers[l].is_dense())
+                backward_layer(rows, theta, l, sink, threads, net_.plan().layers[l].input >= 0 || input_gradient);
+            else
+                backward_other(rows, theta, l, sink, threads, input_gradient);
         if (is_sparse_) sparse_backward(rows, sink, threads);
     }
 
@@ -43,6 +47,7 @@ protected:
 private:
     static constexpr int64_t kGatherRows = 32;
     static constexpr int64_t kLeastTaskRows = 28;  // two product tiles
+    static constexpr int64_t kOtherWork = 16;      // operations that an element of a layer without products is worth
 
     SparseBatch<T> sparse_;
 
@@ -53,6 +58,49 @@ private:
             const int64_t from = t * kGatherRows;
             this->gather_rows(b, from, std::min(from + kGatherRows, b.rows));
             end_phase(laps, Phase::gather);
+        });
+    }
+
+    // What each row contributes to the statistics of the batch: nothing where all weights are zero.
+    void share(const Batch<T>& b) {
+        const double sum = b.weight_sum(), factor = sum > 0 ? 1 / sum : 0.0;
+        for (int64_t r = 0; r < b.rows; ++r)
+            ws_.share[r] =
+                static_cast<T>(factor * (b.data->weight ? static_cast<double>(b.data->weight[b.row(r)]) : 1));
+    }
+
+    // Layers without products go by panels if they need all rows of one, else by rows.
+    void forward_other(int64_t rows, const T* theta, std::size_t l, int threads) {
+        const LayerPlan& d = net_.plan().layers[l];
+        const ptrdiff_t panels = net_.panels(d.n_out);
+        const bool by_panel = d.kind == Kind::batch_norm;
+        threads = this->threads_for(kOtherWork * rows * d.n_out, threads);
+        const ptrdiff_t wanted = threads > 1 ? kTasksPerThread * threads : 1;
+        const ptrdiff_t tasks = std::min<ptrdiff_t>(by_panel ? panels : rows, wanted);
+        parallel_for(static_cast<int>(tasks), threads, [&](int t, int worker) {
+            Laps* laps = this->profile_.begin(worker);
+            const ptrdiff_t all = by_panel ? panels : rows, from = all * t / tasks, to = all * (t + 1) / tasks;
+            if (by_panel)
+                net_.forward_panels(ws_, x_, theta, l, from, to, 0, rows);
+            else
+                net_.forward_panels(ws_, x_, theta, l, 0, panels, from, to);
+            end_phase(laps, Phase::forward);
+        });
+    }
+
+    void backward_other(int64_t rows, const T* theta, std::size_t l, const GradientSink<T>& sink, int threads,
+                        bool input_gradient) {
+        const LayerPlan& d = net_.plan().layers[l];
+        threads = this->threads_for(kOtherWork * rows * d.n_out, threads);
+        parallel_for(static_cast<int>(net_.panels(d.n_out)), threads, [&](int o, int worker) {
+            GradientSink<T> to = sink;
+            to.laps = this->profile_.begin(worker);
+            net_.other_gradients(ws_, x_, theta, l, o, rows, to);
+        });
+        const ptrdiff_t tasks = std::min<ptrdiff_t>(threads > 1 ? kTasksPerThread * threads : 1, rows);
+        parallel_for(static_cast<int>(tasks), threads, [&](int t, int worker) {
+            Laps* laps = this->profile_.begin(worker);
+            net_.other_errors(ws_, theta, l, rows * t / tasks, rows * (t + 1) / tasks, laps, input_gradient);
         });
     }
 
@@ -72,7 +120,7 @@ private:
     }
 
     void sparse_backward(int64_t rows, const GradientSink<T>& sink, int threads) {
-        const DensePlan& d = net_.plan().layers[0];
+        const LayerPlan& d = net_.plan().layers[0];
         const ptrdiff_t inputs = net_.panels(d.n_in), outputs = net_.panels(d.n_out);
         threads = this->threads_for(8 * d.n_in * d.n_out, threads);  // the update of every weight
         const ptrdiff_t tasks = std::min<ptrdiff_t>(threads > 1 ? kTasksPerThread * threads : 1, inputs);
@@ -86,7 +134,8 @@ private:
     }
 
     void forward_layer(int64_t rows, const T* theta, std::size_t l, int threads) {
-        const DensePlan& d = net_.plan().layers[l];
+        const LayerPlan& d = net_.plan().layers[l];
+        if (!d.is_dense()) return forward_other(rows, theta, l, threads);
         const ptrdiff_t panels = net_.panels(d.n_out);
         threads = this->threads_for(2 * rows * d.n_in * d.n_out, threads);
         const ptrdiff_t wanted = threads > 1 ? kTasksPerThread * threads : 1;
@@ -120,7 +169,7 @@ private:
 
     void backward_layer(int64_t rows, const T* theta, std::size_t l, const GradientSink<T>& sink, int threads,
                         bool need_dx) {
-        const DensePlan& d = net_.plan().layers[l];
+        const LayerPlan& d = net_.plan().layers[l];
         const ptrdiff_t inputs = net_.panels(d.n_in), outputs = net_.panels(d.n_out);
         threads = this->threads_for(4 * rows * d.n_in * d.n_out, threads);
         if (need_dx && threads > 1 && inputs < 2 * threads) {

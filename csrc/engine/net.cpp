@@ -16,7 +16,7 @@ const Loss<T>& loss_of(const Kernels<T>& kernels, const Plan& plan) {
 template <class T>
 Net<T>::Net(const Kernels<T>& kernels, const Plan& plan)
     : k_(kernels), plan_(plan), loss_(loss_of(kernels, plan)), targets_(plan.n_out() / loss_.outputs_per_target) {
-    for (const DensePlan& layer : plan.layers)
+    for (const LayerPlan& layer : plan.layers)
         activations_.push_back(&find(kernels.activations, kernels.n_activations, layer.activation));
     for (const double option : plan.loss_option) loss_option_.push_back(static_cast<T>(option));
 }
@@ -25,7 +25,8 @@ Net<T>::Net(const Kernels<T>& kernels, const Plan& plan)
 int64_t padded_weights(const Plan& plan, int64_t panel) {
     const auto padded = [panel](int64_t width) { return (width + panel - 1) / panel * panel; };
     int64_t sum = 0;
-    for (const DensePlan& layer : plan.layers) sum += padded(layer.n_in) * padded(layer.n_out);
+    for (const LayerPlan& layer : plan.layers)
+        if (layer.is_dense()) sum += padded(layer.n_in) * padded(layer.n_out);
     return sum;
 }
 
@@ -40,10 +41,11 @@ bool prefers_narrow(const Kernels<T>& kernels, const Plan& plan) {
 template <class T>
 std::unique_ptr<Net<T>> make_net(const Kernels<T>& kernels, const Plan& plan) {
     if (plan.custom_loss()) return std::make_unique<PanelNet<T>>(kernels, plan, 2);
-    // Dropout and updates by layer are for panels, whose layers begin at whole vectors. Samples in lanes win while a
-    // panel of one vector would be mostly padding and the vectors of partial sums, one a weight, are few.
+    // Dropout, updates by layer and layers that are not dense are for panels, whose layers begin at whole vectors.
+    // Samples in lanes win while a panel of one vector would be mostly padding and the vectors of partial sums, one a
+    // weight, are few.
     const bool narrow = plan.widest() <= 16 || (plan.widest() <= 32 && plan.weights() <= 1024);
-    if (narrow && fits_cache<T>(plan) && !plan.drops() && !plan.factored())
+    if (narrow && fits_cache<T>(plan) && !plan.drops() && !plan.factored() && plan.is_chain())
         return std::make_unique<LanesNet<T>>(kernels, plan);
     return std::make_unique<PanelNet<T>>(kernels, plan, prefers_narrow<T>(kernels, plan) ? 1 : 2);
 }

@@ -53,6 +53,10 @@ struct Workspace {
     std::vector<T*> z, a;                     // PanelNet, per layer; z[l] == a[l] unless the activation needs z
     std::vector<LanesLayer<T>> lanes_layers;  // LanesNet
     std::vector<T*> errors;                   // dJ/d(inputs of layer l), and of the outputs; buffers may be shared
+    // Of layers without products, and null for others: normalised inputs, 1 / deviation of each row or column; of
+    // column normalisation the statistics, and what each row contributes to them.
+    std::vector<T*> hat, inverse, mean, variance;
+    T* share = nullptr;
     T* lanes_z = nullptr;
     T* lanes_delta = nullptr;
     T* sums = nullptr;     // LanesNet: vectors of partial sums, one a parameter
@@ -62,10 +66,11 @@ struct Workspace {
 };
 
 struct LayerParameters {
-    std::size_t weights, biases;  // offsets in elements
+    std::size_t weights, biases;              // offsets in elements; of gain and shift in layers that have these
+    std::size_t n_weights = 0, n_biases = 0;  // elements, with pads
 };
 
-// All weights come first, then all biases; both parts end at whole vectors.
+// All weights come first, then all biases, gains and shifts; both parts end at whole vectors.
 struct ParameterLayout {
     std::vector<LayerParameters> layers;
     std::size_t weights = 0, total = 0;

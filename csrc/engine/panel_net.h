@@ -6,6 +6,7 @@
 #include <atomic>
 
 #include "engine/net.h"
+#include "engine/panel_layers.h"
 #include "engine/update.h"
 
 namespace gradstep {
@@ -46,16 +47,25 @@ template <class T>
 class PanelNet final : public Net<T> {
 public:
     PanelNet(const Kernels<T>& kernels, const Plan& plan, int vectors)
-        : Net<T>(kernels, plan), v_(vectors - 1), P_(static_cast<ptrdiff_t>(vectors) * kernels.lanes) {
+        : Net<T>(kernels, plan),
+          v_(vectors - 1),
+          P_(static_cast<ptrdiff_t>(vectors) * kernels.lanes),
+          others_(kernels, this->plan_, this->layout_, v_) {
         std::size_t at = 0;
-        for (const DensePlan& d : plan.layers) {
-            this->layout_.layers.push_back({at, 0});
-            at += static_cast<std::size_t>(panels(d.n_in) * panels(d.n_out) * P_ * P_);
+        for (const LayerPlan& d : plan.layers) {
+            const auto n_weights = static_cast<std::size_t>(d.has_gain() ? padded(d.n_out) : weight_size(d));
+            this->layout_.layers.push_back({at, 0, n_weights, static_cast<std::size_t>(padded(d.biases()))});
+            if (!d.has_gain()) at += n_weights;
         }
         this->layout_.weights = at;
         for (std::size_t l = 0; l < plan.layers.size(); ++l) {
-            this->layout_.layers[l].biases = at;
-            at += static_cast<std::size_t>(padded(plan.layers[l].n_out));
+            LayerParameters& layer = this->layout_.layers[l];
+            if (plan.layers[l].has_gain()) {
+                layer.weights = at;
+                at += layer.n_weights;
+            }
+            layer.biases = at;
+            at += layer.n_biases;
         }
         this->layout_.total = at;
     }
@@ -66,27 +76,29 @@ public:
 
     // Pads become zero again, too: training that was interrupted after an overflow may have left NaN there.
     void pack(std::size_t l, const T* W, const T* b, T* to) const override {
-        const DensePlan& d = this->plan_.layers[l];
-        if (W) {
-            T* weights = to + this->layout_.layers[l].weights;
-            std::fill(weights, weights + padded(d.n_in) * padded(d.n_out), T(0));
+        const LayerPlan& d = this->plan_.layers[l];
+        T* weights = to + this->layout_.layers[l].weights;
+        if (W) std::fill(weights, weights + weight_size(d), T(0));
+        if (W && !d.is_dense()) std::copy_n(W, d.weight_rows() * d.weight_columns(), weights);
+        if (W && d.is_dense()) {
             for (ptrdiff_t i = 0; i < d.n_in; ++i)
                 for (ptrdiff_t o = 0; o < d.n_out; o += P_)
                     std::copy_n(W + i * d.n_out + o, std::min(P_, d.n_out - o), to + weight_at(l, i, o));
         }
         if (b) {
             T* biases = to + this->layout_.layers[l].biases;
-            std::fill(biases, biases + padded(d.n_out), T(0));
-            std::copy_n(b, d.n_out, biases);
+            std::fill(biases, biases + padded(d.biases()), T(0));
+            std::copy_n(b, d.biases(), biases);
         }
     }
 
     void unpack(std::size_t l, const T* from, T* W, T* b) const override {
-        const DensePlan& d = this->plan_.layers[l];
-        for (ptrdiff_t i = 0; i < d.n_in; ++i)
+        const LayerPlan& d = this->plan_.layers[l];
+        if (!d.is_dense()) std::copy_n(from + this->layout_.layers[l].weights, d.weight_rows() * d.weight_columns(), W);
+        for (ptrdiff_t i = 0; d.is_dense() && i < d.n_in; ++i)
             for (ptrdiff_t o = 0; o < d.n_out; o += P_)
                 std::copy_n(from + weight_at(l, i, o), std::min(P_, d.n_out - o), W + i * d.n_out + o);
-        std::copy_n(from + this->layout_.layers[l].biases, d.n_out, b);
+        std::copy_n(from + this->layout_.layers[l].biases, d.biases(), b);
     }
 
     ptrdiff_t tile_stride(ptrdiff_t, ptrdiff_t capacity) const override { return capacity; }
@@ -101,14 +113,14 @@ public:
         const auto n = static_cast<std::size_t>(rows);
         const auto outputs = static_cast<std::size_t>(padded(this->plan_.n_out()));
         ws.inputs = {take.take<T>(x_size(rows)), take.take<T>(this->y_size(rows)), take.take<T>(n)};
-        take_activations(take, ws, rows, training, false);
+        take_activations(take, ws, rows, training, !this->plan_.is_chain());
         ws.lanes_z = take.take<T>(outputs * n);
         ws.lanes_delta = take.take<T>(outputs * n);
         if (training) ws.scratch = take.take<T>(scratch_size());
     }
 
-    // Everything but the gathered inputs and the loss's lanes. The errors of all layers may be wanted at once; else
-    // those of a layer and of the one below.
+    // Everything but the gathered inputs and the loss's lanes. The errors of all layers may be wanted at once, as the
+    // outputs of those that are no chain; else those of a layer and of the one below.
     void take_activations(Taker& take, Workspace<T>& ws, ptrdiff_t rows, bool training, bool all_errors) const {
         const auto n = static_cast<std::size_t>(rows);
         const std::size_t widest = static_cast<std::size_t>(padded(this->plan_.widest())) * n;
@@ -116,13 +128,14 @@ public:
         ws.z.assign(this->depth(), nullptr);
         ws.a.assign(this->depth(), nullptr);
         T* alternate[2] = {};
-        if (!training)
+        if (!training && !all_errors)
             for (T*& buffer : alternate) buffer = take.take<T>(widest);
         for (std::size_t l = 0; l < this->depth(); ++l) {
             const auto size = static_cast<std::size_t>(padded(this->plan_.layers[l].n_out)) * n;
-            ws.a[l] = training ? take.take<T>(size) : alternate[l % 2];
+            ws.a[l] = training || all_errors ? take.take<T>(size) : alternate[l % 2];
             ws.z[l] = training && this->activation(l).needs_z ? take.take<T>(size) : ws.a[l];
         }
+        if (!this->plan_.is_chain()) take_normalised(take, ws, rows, training);
         if (!training) return;
         ws.errors.assign(this->depth() + 1, nullptr);
         for (std::size_t l = 0; l < ws.errors.size(); ++l) {
@@ -132,6 +145,21 @@ public:
             else
                 ws.errors[l] = l < 2 ? take.take<T>(widest) : ws.errors[l - 2];
         }
+    }
+
+    // Predictions normalise in the place of the outputs.
+    void take_normalised(Taker& take, Workspace<T>& ws, ptrdiff_t rows, bool training) const {
+        for (auto* buffers : {&ws.hat, &ws.inverse, &ws.mean, &ws.variance}) buffers->assign(this->depth(), nullptr);
+        for (std::size_t l = 0; l < this->depth(); ++l) {
+            const LayerPlan& d = this->plan_.layers[l];
+            const auto width = static_cast<std::size_t>(padded(d.n_out)), n = static_cast<std::size_t>(rows);
+            if (d.kind == Kind::layer_norm) ws.inverse[l] = take.take<T>(n);
+            if (d.kind == Kind::batch_norm)
+                for (auto* buffers : {&ws.inverse, &ws.mean, &ws.variance}) (*buffers)[l] = take.take<T>(width);
+            if (d.kind == Kind::layer_norm || d.kind == Kind::batch_norm)
+                ws.hat[l] = training ? take.take<T>(width * n) : ws.z[l];
+        }
+        if (this->plan_.normalises_batches()) ws.share = take.take<T>(static_cast<std::size_t>(rows));
     }
 
     std::size_t scratch_size() const { return static_cast<std::size_t>((kGroup + 1) * P_ * P_); }
@@ -147,9 +175,10 @@ public:
     // keep a block of the input in the second-level cache while weights stream by.
     void forward_panels(const Workspace<T>& ws, const T* x, const T* theta, std::size_t l, ptrdiff_t o0, ptrdiff_t o1,
                         ptrdiff_t r0, ptrdiff_t r1) const {
-        const DensePlan& d = this->plan_.layers[l];
+        const LayerPlan& d = this->plan_.layers[l];
+        if (!d.is_dense()) return other_panels(ws, x, theta, l, o0, o1, r0, r1);
         const LayerParameters& at = this->layout_.layers[l];
-        const T* in = l ? ws.a[l - 1] : x;
+        const T* in = input(ws, x, l);
         const ptrdiff_t block = P_ * P_, row_panels = panels(d.n_out);
         for (ptrdiff_t r = r0; r < r1; r += kRowBlock) {
             const ptrdiff_t rows = std::min(kRowBlock, r1 - r);
@@ -184,10 +213,43 @@ public:
                   bool input_gradient) const override {
         output_error(ws, ws.lanes_delta, ws.rows, 0, rows);
         const GradientSink<T> sink{gradient, keep, nullptr, ws.laps};
-        for (std::size_t l = this->depth(); l-- > 0;)
-            for (ptrdiff_t i = 0; i < panels(this->plan_.layers[l].n_in); ++i)
-                backward_panel(ws, x, theta, l, i, 0, panels(this->plan_.layers[l].n_out), rows, sink, ws.scratch,
-                               l > 0 || input_gradient);
+        for (std::size_t l = this->depth(); l-- > 0;) {
+            const LayerPlan& d = this->plan_.layers[l];
+            if (!d.is_dense()) {
+                for (ptrdiff_t o = 0; o < panels(d.n_out); ++o) other_gradients(ws, x, theta, l, o, rows, sink);
+                other_errors(ws, theta, l, 0, rows, sink.laps, input_gradient);
+                continue;
+            }
+            for (ptrdiff_t i = 0; i < panels(d.n_in); ++i)
+                backward_panel(ws, x, theta, l, i, 0, panels(d.n_out), rows, sink, ws.scratch,
+                               d.input >= 0 || input_gradient);
+        }
+    }
+
+    // Of a layer without products: the parameters' gradients of output panel o, and with column normalisation the
+    // errors below.
+    void other_gradients(const Workspace<T>& ws, const T* x, const T* theta, std::size_t l, ptrdiff_t o, ptrdiff_t rows,
+                         const GradientSink<T>& sink) const {
+        others_.parameter_gradients(ws, x, l, o, rows, sink.gradient, sink.keep);
+        end_phase(sink.laps, Phase::weight_gradient);
+        const LayerPlan& d = this->plan_.layers[l];
+        if (d.kind != Kind::batch_norm) return;
+        others_.column_errors(ws, theta, sink.gradient, l, o, rows);
+        if (others_.links(l).last) through_activation(ws, d.input, o, 0, rows);
+        end_phase(sink.laps, Phase::input_gradient);
+    }
+
+    // Of any other layer without products: rows [r0, r1) of the errors below.
+    void other_errors(const Workspace<T>& ws, const T* theta, std::size_t l, ptrdiff_t r0, ptrdiff_t r1, Laps* laps,
+                      bool input_gradient) const {
+        const LayerPlan& d = this->plan_.layers[l];
+        if (d.kind == Kind::batch_norm) return;
+        others_.row_errors(ws, theta, l, r0, r1, input_gradient);
+        const Links& links = others_.links(l);
+        for (ptrdiff_t i = 0; links.last && i < panels(d.n_in); ++i) through_activation(ws, d.input, i, r0, r1);
+        for (ptrdiff_t i = 0; d.kind == Kind::sum && links.last_other && i < panels(d.n_in); ++i)
+            through_activation(ws, d.other, i, r0, r1);
+        end_phase(laps, Phase::input_gradient);
     }
 
     // One input panel of one layer against output panels [o0, o1): its dX (which needs them all), its
@@ -203,7 +265,7 @@ public:
         }
         if (i == 0)
             for (ptrdiff_t o = o0; o < o1; ++o) bias_gradient(ws, l, o, rows, sink, scratch + kGroup * P_ * P_);
-        if (need_dx) through_activation(ws, l, i, 0, rows);
+        if (need_dx && others_.links(l).last) through_activation(ws, this->plan_.layers[l].input, i, 0, rows);
         end_phase(sink.laps, Phase::input_gradient);
     }
 
@@ -245,7 +307,7 @@ public:
         const ptrdiff_t all = panels(this->plan_.layers[l].n_out);
         for (ptrdiff_t o = 0; o < all; o += kGroup)
             input_error(ws, theta, l, i, o, std::min(o + kGroup, all), r0, r1, scratch);
-        through_activation(ws, l, i, r0, r1);
+        if (others_.links(l).last) through_activation(ws, this->plan_.layers[l].input, i, r0, r1);
     }
 
     // The errors of the outputs, rows [r0, r1): lanes (a block of their own) to panels, times the derivative
@@ -279,6 +341,25 @@ public:
 private:
     static constexpr ptrdiff_t kGroup = 4;  // output panels whose transposed weights fit the first-level cache
     static constexpr ptrdiff_t kRowBlock = 192, kDepthBlock = 1024;  // 768 KB of float inputs
+
+    const T* input(const Workspace<T>& ws, const T* x, std::size_t l) const {
+        const int64_t from = this->plan_.layers[l].input;
+        return from < 0 ? x : ws.a[static_cast<std::size_t>(from)];
+    }
+    T* errors_below(const Workspace<T>& ws, std::size_t l) const {
+        return ws.errors[static_cast<std::size_t>(this->plan_.layers[l].input + 1)];
+    }
+
+    // The elements of a layer's weights, gain or table.
+    ptrdiff_t weight_size(const LayerPlan& d) const {
+        return d.is_dense() ? padded(d.n_in) * padded(d.n_out) : padded(d.weight_rows() * d.weight_columns());
+    }
+
+    void other_panels(const Workspace<T>& ws, const T* x, const T* theta, std::size_t l, ptrdiff_t o0, ptrdiff_t o1,
+                      ptrdiff_t r0, ptrdiff_t r1) const {
+        others_.forward(ws, x, theta, l, o0, o1, r0, r1);
+        for (ptrdiff_t o = o0; o < o1; ++o) activate(ws, l, o, r0, r1 - r0);
+    }
 
     // Activation and dropout of `rows` rows from r on, in one panel.
     void activate(const Workspace<T>& ws, std::size_t l, ptrdiff_t o, ptrdiff_t r, ptrdiff_t rows) const {
@@ -320,22 +401,23 @@ private:
                               .a_segment = ws.rows * P_,
                               .b = scratch,
                               .b_segment = P_ * P_,
-                              .c = ws.errors[l] + (i * ws.rows + r0) * P_,
-                              .init = o ? Init::keep : Init::zero,
+                              .c = errors_below(ws, l) + (i * ws.rows + r0) * P_,
+                              .init = o || others_.links(l).keep ? Init::keep : Init::zero,
                               .bias = nullptr,
                               .ahead = {theta + weight_at(l, i * P_, end * P_)},
                               .ahead_segment = P_ * P_,
                               .half = is_half(this->plan_.layers[l].n_in, i)});
     }
 
-    void through_activation(const Workspace<T>& ws, std::size_t l, ptrdiff_t i, ptrdiff_t r0, ptrdiff_t r1) const {
-        if (l == 0) return;
-        const ptrdiff_t at = (i * ws.rows + r0) * P_;
-        if (drops(ws, l - 1))
-            return this->k_.drop_backward(drop_key(ws, l - 1), this->activation(l - 1), ws.z[l - 1] + at,
-                                          ws.a[l - 1] + at, ws.errors[l] + at, (r1 - r0) * P_);
-        if (!this->activation(l - 1).backward) return;
-        this->activation(l - 1).backward(ws.z[l - 1] + at, ws.a[l - 1] + at, ws.errors[l] + at, (r1 - r0) * P_);
+    // Panel i of the errors of a layer's outputs, back through what is behind its products.
+    void through_activation(const Workspace<T>& ws, int64_t layer, ptrdiff_t i, ptrdiff_t r0, ptrdiff_t r1) const {
+        if (layer < 0) return;
+        const auto l = static_cast<std::size_t>(layer);
+        const ptrdiff_t at = (i * ws.rows + r0) * P_, n = (r1 - r0) * P_;
+        T* delta = ws.errors[l + 1] + at;
+        if (drops(ws, l))
+            return this->k_.drop_backward(drop_key(ws, l), this->activation(l), ws.z[l] + at, ws.a[l] + at, delta, n);
+        if (this->activation(l).backward) this->activation(l).backward(ws.z[l] + at, ws.a[l] + at, delta, n);
     }
 
     void weight_gradient(const Workspace<T>& ws, const T* x, std::size_t l, ptrdiff_t i, ptrdiff_t o, ptrdiff_t rows,
@@ -347,7 +429,7 @@ private:
         this->k_.product_transposed[v_]({.rows = inputs,
                                          .depth = rows,
                                          .segment = rows,
-                                         .a = (l ? ws.a[l - 1] : x) + i * ws.rows * P_,
+                                         .a = input(ws, x, l) + i * ws.rows * P_,
                                          .a_segment = 0,
                                          .b = ws.errors[l + 1] + o * ws.rows * P_,
                                          .b_segment = 0,
@@ -380,6 +462,7 @@ private:
 
     const int v_;
     const ptrdiff_t P_;
+    const PanelLayers<T> others_;
 };
 
 }  // namespace gradstep

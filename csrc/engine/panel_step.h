@@ -14,8 +14,9 @@ class PanelStep {
 public:
     virtual ~PanelStep() = default;
 
-    // Rows that one pass takes; larger batches take several, but where the loss wants to see them whole.
-    int64_t most_rows() const { return net_.custom_loss() ? kAllRows : kMostRows; }
+    // Rows that one pass takes; larger batches take several, but where the loss or a normalisation wants to see them
+    // whole.
+    int64_t most_rows() const { return net_.custom_loss() || net_.plan().normalises_batches() ? kAllRows : kMostRows; }
 
     void prepare(int64_t rows, int threads, bool sparse) {
         const ptrdiff_t capacity = net_.whole_lanes(std::min(rows, most_rows()));
@@ -52,6 +53,10 @@ public:
     virtual void backward(int64_t rows, const T* theta, const GradientSink<T>& sink, int threads,
                           bool input_gradient) = 0;
 
+    // After forward: what column normalisation l found, [n_out] each.
+    const T* mean(std::size_t l) const { return ws_.mean[l]; }
+    const T* variance(std::size_t l) const { return ws_.variance[l]; }
+
     void copy_input_gradient(int64_t rows, T* to) const { net_.copy_input_gradient(ws_, rows, to); }
 
 protected:
@@ -61,7 +66,7 @@ protected:
     static constexpr int kTasksPerThread = 4;
 
     PanelStep(const PanelNet<T>& net, Profile& profile, bool all_errors)
-        : net_(net), profile_(profile), all_errors_(all_errors) {
+        : net_(net), profile_(profile), all_errors_(all_errors || !net.plan().is_chain()) {
         // The loss's lanes of a block of rows stay in the second-level cache.
         const int64_t per_row = 3 * net.padded(net.plan().n_out()) * static_cast<int64_t>(sizeof(T));
         loss_rows_ = net.whole_lanes(static_cast<ptrdiff_t>(std::clamp<int64_t>(kLossBytes / per_row, 1, 64)));

@@ -83,12 +83,12 @@ private:
     // Output panels of one task of dW: enough tasks for an even share.
     ptrdiff_t columns_of_a_task(int threads) const {
         ptrdiff_t blocks = 0;
-        for (const DensePlan& d : net_.plan().layers) blocks += net_.panels(d.n_in) * net_.panels(d.n_out);
+        for (const LayerPlan& d : net_.plan().layers) blocks += net_.panels(d.n_in) * net_.panels(d.n_out);
         return threads > 1 ? std::max<ptrdiff_t>(1, blocks / (2 * this->kTasksPerThread * threads)) : blocks;
     }
 
     int tasks_of(std::size_t l, ptrdiff_t group) const {
-        const DensePlan& d = net_.plan().layers[l];
+        const LayerPlan& d = net_.plan().layers[l];
         return static_cast<int>(net_.panels(d.n_in) * ((net_.panels(d.n_out) + group - 1) / group));
     }
 };

@@ -4,6 +4,7 @@
 #include "kernels/dropout.h"
 #include "kernels/lanes.h"
 #include "kernels/losses.h"
+#include "kernels/normalize.h"
 #include "kernels/optimizers.h"
 #include "kernels/pack.h"
 #include "kernels/product.h"
@@ -41,6 +42,13 @@ constexpr gradstep::Kernels<T> kernels_of() {
         .sparse_gradient = {&sparse_gradient<T, 1>, &sparse_gradient<T, 2>},
         .drop = {&drop_panel<T, 1>, &drop_panel<T, 2>},
         .drop_backward = &drop_backward<T>,
+        .affine = {&affine_panel<T, 1>, &affine_panel<T, 2>},
+        .affine_sums = {&affine_sums<T, 1>, &affine_sums<T, 2>},
+        .add = &add_panels<T>,
+        .normalize_rows = {&normalize_rows<T, 1>, &normalize_rows<T, 2>},
+        .normalize_rows_backward = {&normalize_rows_backward<T, 1>, &normalize_rows_backward<T, 2>},
+        .normalize_columns = {&normalize_columns<T, 1>, &normalize_columns<T, 2>},
+        .normalize_columns_backward = {&normalize_columns_backward<T, 1>, &normalize_columns_backward<T, 2>},
         .sum_squares = &sum_squares<T>,
         .all_finite = &all_finite<T>,
         .squares_finite = &squares_finite<T>,

@@ -144,6 +144,58 @@ struct DropBlock {
     DropKey key;
 };
 
+// A panel times a gain and plus a shift a column.
+template <class T>
+struct Affine {
+    ptrdiff_t rows;
+    const T* in;
+    const T* gain;
+    const T* shift;  // null: none
+    T* out;
+    bool keep;  // adds to out
+};
+
+// The gradients of gain and shift, from the errors behind them.
+template <class T>
+struct AffineSums {
+    ptrdiff_t rows;
+    const T* in;
+    const T* delta;
+    T* gain;
+    T* shift;  // null: none
+    bool keep;
+};
+
+// Rows of a layer, normalised over their columns; from `gain` on: for the way back alone.
+template <class T>
+struct RowNorm {
+    ptrdiff_t rows, columns, stride;
+    T epsilon;
+    const T* x;
+    T* hat;      // normalised
+    T* inverse;  // [rows]: 1 / sqrt(variance + epsilon)
+    const T* gain;
+    const T* delta;
+    T* below;
+    bool keep;  // adds to below
+};
+
+// A panel whose columns are normalised over the rows; from `gain` on: for the way back alone.
+template <class T>
+struct ColumnNorm {
+    ptrdiff_t rows;
+    T epsilon;
+    const T* x;
+    const T* share;  // [rows]: what each row contributes to the means
+    T* hat;
+    T *mean, *variance, *inverse;  // [P]
+    const T* gain;
+    const T* delta;
+    const T *delta_sum, *product_sum;  // [P]: of delta, and of delta * hat
+    T* below;
+    bool keep;
+};
+
 // One sparse row on its way through the first layer.
 template <class T>
 struct SparseRow {
@@ -214,6 +266,13 @@ struct Kernels {
     void (*drop[2])(const DropBlock<T>&) noexcept;
     // Back through dropout and the activation before it.
     void (*drop_backward)(const DropKey&, const Activation<T>&, const T* z, const T* a, T* delta, ptrdiff_t n) noexcept;
+    void (*affine[2])(const Affine<T>&) noexcept;
+    void (*affine_sums[2])(const AffineSums<T>&) noexcept;
+    void (*add)(const T* x, const T* y, T* to, ptrdiff_t n) noexcept;  // y null: a copy; to may be x or y
+    void (*normalize_rows[2])(const RowNorm<T>&) noexcept;
+    void (*normalize_rows_backward[2])(const RowNorm<T>&) noexcept;
+    void (*normalize_columns[2])(const ColumnNorm<T>&) noexcept;
+    void (*normalize_columns_backward[2])(const ColumnNorm<T>&) noexcept;
     double (*sum_squares)(const T* from, ptrdiff_t n) noexcept;
     bool (*all_finite)(const T* from, ptrdiff_t n) noexcept;
     bool (*squares_finite)(const T* from, ptrdiff_t n) noexcept;

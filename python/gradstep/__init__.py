@@ -8,7 +8,17 @@ from gradstep.backends import get_num_threads, set_backend, set_num_threads
 from gradstep.callbacks import Callback, EarlyStopping, ReduceOnPlateau, TimeBudget, TrainingState
 from gradstep.history import History
 from gradstep.info import Info, info
-from gradstep.layers import Dense, Dropout, Input
+from gradstep.layers import (
+    Activation,
+    BatchNorm,
+    Dense,
+    Dropout,
+    Embedding,
+    Input,
+    LayerNorm,
+    Residual,
+    Scale,
+)
 from gradstep.losses import (
     BinaryCrossEntropy,
     BinaryFocal,
@@ -67,10 +77,12 @@ __all__ = [
     "SGD",
     "SWA",
     "AMSGrad",
+    "Activation",
     "Adagrad",
     "Adam",
     "AdamW",
     "ArraySource",
+    "BatchNorm",
     "BinaryCrossEntropy",
     "BinaryFocal",
     "CSVLog",
@@ -83,6 +95,7 @@ __all__ = [
     "DivergenceError",
     "Dropout",
     "EarlyStopping",
+    "Embedding",
     "ExponentialDecay",
     "Focal",
     "GaussianNLL",
@@ -94,6 +107,7 @@ __all__ = [
     "Input",
     "InverseScaling",
     "JSONLinesLog",
+    "LayerNorm",
     "LearningRateRange",
     "LinearWarmup",
     "Lion",
@@ -107,6 +121,8 @@ __all__ = [
     "Quantile",
     "RMSprop",
     "ReduceOnPlateau",
+    "Residual",
+    "Scale",
     "Schedule",
     "Source",
     "StepDecay",

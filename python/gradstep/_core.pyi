@@ -5,6 +5,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+_Layer = tuple[int, int, str, float, float, str, tuple[int, int, int, int], float, float]
 _Layers = list[tuple[NDArray[Any], NDArray[Any]]]
 
 isa: str
@@ -21,7 +22,7 @@ class _Engine:
     def state_names(self) -> list[str]: ...
     def __init__(
         self,
-        layers: Sequence[tuple[int, int, str, float, float]],
+        layers: Sequence[_Layer],
         loss: str,
         loss_options: Mapping[str, Sequence[float]],
         optimizer: str,

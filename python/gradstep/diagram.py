@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-from gradstep.layers import Layer, summaries
+from gradstep.layers import Layer, LayerSummary, summaries
 
 MOST_UNITS = 10
 """Widest layer of which every unit is drawn; of wider ones the first and the last few."""
@@ -15,7 +15,7 @@ ENDS = 3
 """Units drawn at each end of a wider layer."""
 
 RADIUS, UNIT_PITCH, LINE_HEIGHT = 8, 22, 16
-MARGIN = 14
+MARGIN, ARC_HEIGHT = 14, 34
 """All in pixels."""
 
 CHARACTER = 7.0
@@ -50,6 +50,8 @@ class _Column(NamedTuple):
     units: int | None
     color: str
     labels: tuple[str, ...]
+    sources: tuple[int, ...] = ()
+    """Numbers of the columns whose outputs it takes."""
 
     @property
     def slots(self) -> list[int]:
@@ -90,8 +92,11 @@ def network_svg(layers: Sequence[Layer], n_in: int | None, *, card: bool = True)
     columns = _columns(layers, n_in)
     longest = max(len(label) for column in columns for label in column.labels)
     pitch = max(LEAST_PITCH, CHARACTER * longest + MARGIN)
-    middle = MARGIN + RADIUS + max(column.heights[-1] for column in columns)
-    below = 2 * middle + LINE_HEIGHT
+    arcs = [(s, i) for i, column in enumerate(columns) for s in column.sources if s < i - 1]
+    highest = max(column.heights[-1] for column in columns)
+    top = MARGIN + (ARC_HEIGHT if arcs else 0)
+    middle = top + RADIUS + highest
+    below = middle + RADIUS + highest + MARGIN + LINE_HEIGHT
     width = pitch * len(columns)
     height = below + LINE_HEIGHT * (max(len(column.labels) for column in columns) - 1) + MARGIN
     places = [pitch * (index + 0.5) for index in range(len(columns))]
@@ -106,7 +111,9 @@ def network_svg(layers: Sequence[Layer], n_in: int | None, *, card: bool = True)
         parts.append(f'<rect width="{width:g}" height="{height:g}" rx="6" fill="#fbfbfb"/>')
     for index in range(1, len(columns)):
         before, after = columns[index - 1 : index + 1]
-        parts.append(_connections(before, after, places[index - 1], places[index], middle))
+        if index - 1 in after.sources:
+            parts.append(_connections(before, after, places[index - 1], places[index], middle))
+    parts.extend(_arc(places[start], places[end], top) for start, end in arcs)
     for column, x in zip(columns, places, strict=True):
         parts.extend(_units(column, x, middle))
         parts.extend(_labels(column, x, below))
@@ -114,14 +121,37 @@ def network_svg(layers: Sequence[Layer], n_in: int | None, *, card: bool = True)
 
 
 def _columns(layers: Sequence[Layer], n_in: int | None) -> list[_Column]:
-    rows = summaries(layers, n_in)
+    """The input and the layers that have units of their own; the others are labels of the column before."""
     inputs = "? columns" if n_in is None else _counted(n_in, "column")
     columns = [_Column(n_in, GREY, ("input", inputs))]
-    for row in rows:
-        parameters = "? parameters" if row.parameters is None else _counted(row.parameters, "parameter")
-        labels = (row.name, _counted(row.units, "unit"), row.activation, parameters, *row.notes)
-        columns.append(_Column(row.units, ORANGE if row is rows[-1] else BLUE, labels))
-    return columns
+    at = [0]  # the column where each layer's outputs are, the input's in front
+    for index, row in enumerate(summaries(layers, n_in)):
+        source = at[index + 1 - row.plan.back]
+        if row.plan.kind in ("dense", "embedding"):
+            units = "? units" if row.units is None else _counted(row.units, "unit")
+            columns.append(_Column(row.units, BLUE, (row.name, units, *_details(row)), (source,)))
+        else:
+            last = columns[-1]
+            sources = last.sources
+            if row.plan.kind == "sum":
+                both = {source, at[index + 1 - row.plan.other_back]} - {len(columns) - 1}
+                sources = tuple(sorted({*sources, *both}))
+            columns[-1] = last._replace(labels=(*last.labels, row.name, *_details(row)), sources=sources)
+        at.append(len(columns) - 1)
+    return [*columns[:-1], columns[-1]._replace(color=ORANGE)]
+
+
+def _details(row: LayerSummary) -> tuple[str, ...]:
+    lines = list(row.notes)
+    if row.plan.kind == "dense" or row.plan.activation != "identity":
+        lines.insert(0, row.plan.activation)
+    if row.parameters != 0:
+        lines.append("? parameters" if row.parameters is None else _counted(row.parameters, "parameter"))
+    return tuple(lines)
+
+
+def _number(number: int | None) -> str:
+    return "?" if number is None else f"{number:,}"
 
 
 def _counted(number: int, what: str) -> str:
@@ -135,6 +165,15 @@ def _connections(before: _Column, after: _Column, left: float, right: float, mid
         for end in after.heights
     ]
     return f'<path d="{"".join(lines)}" stroke="currentColor" stroke-opacity="0.22" fill="none"/>'
+
+
+def _arc(left: float, right: float, top: float) -> str:
+    """From above one column to above another that is not its neighbour."""
+    start, end, high = left + RADIUS, right - RADIUS, top - ARC_HEIGHT
+    return (
+        f'<path d="M{start:g} {top:g}C{start + RADIUS:g} {high:g} {end - RADIUS:g} {high:g} {end:g} {top:g}" '
+        'stroke="currentColor" stroke-opacity="0.5" stroke-width="1.5" fill="none"/>'
+    )
 
 
 def _units(column: _Column, x: float, middle: float) -> list[str]:
@@ -185,13 +224,13 @@ def network_html(
     body = [
         (
             row.name,
-            ", ".join([row.activation, *row.notes]),
-            f"{'?' if row.n_in is None else f'{row.n_in:,}'} → {row.units:,}",
-            "?" if row.parameters is None else f"{row.parameters:,}",
+            row.described,
+            f"{_number(row.n_in)} → {_number(row.units)}",
+            _number(row.parameters),
         )
         for row in rows
     ]
-    total = "?" if n_in is None else f"{sum(row.parameters or 0 for row in rows):,}"
+    total = _number(None if n_in is None else sum(row.parameters or 0 for row in rows))
     lines = [
         "<div>",
         f"<div>{escape(headline)}</div>",

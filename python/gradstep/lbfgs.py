@@ -11,22 +11,25 @@ from gradstep.backends.base import Array, Engine, Parameters, Plan
 
 
 def pack(plan: Plan, parameters: Parameters) -> Array:
-    """Parameters by name as one float64 array: the weights of all layers, then their biases."""
-    kinds = [f"{layer.name}.{kind}" for kind in "Wb" for layer in plan.layers]
-    return np.concatenate([parameters[name].ravel() for name in kinds]).astype(np.float64)
+    """Parameters by name as one float64 array: the weights of all layers, then all others."""
+    return np.concatenate([parameters[name].ravel() for name in _packed_shapes(plan)]).astype(np.float64)
 
 
 def unpack(plan: Plan, theta: Array) -> Parameters:
     """Views of a packed array by name."""
     parameters: Parameters = {}
     at = 0
-    for kind in "Wb":
-        for layer in plan.layers:
-            shape = (layer.n_in, layer.n_out) if kind == "W" else (layer.n_out,)
-            stop = at + int(np.prod(shape))
-            parameters[f"{layer.name}.{kind}"] = theta[at:stop].reshape(shape)
-            at = stop
+    for name, shape in _packed_shapes(plan).items():
+        stop = at + int(np.prod(shape))
+        parameters[name] = theta[at:stop].reshape(shape)
+        at = stop
     return parameters
+
+
+def _packed_shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
+    shapes = plan.trained_shapes().items()
+    weights = {name: shape for name, shape in shapes if name.endswith(".W")}
+    return {**weights, **dict(shapes)}
 
 
 def set_packed(engine: Engine, theta: Array) -> None:
@@ -80,13 +83,17 @@ class Objective:
     def __init__(self, engine: Engine, X: Array, y: Array, weight: Array | None) -> None:
         self.engine = engine
         self.rows = X, y, weight
-        self.frozen = [layer.name for layer in engine.plan.layers if layer.rate_factor == 0]
+        self.frozen = [
+            f"{layer.name}.{name}"
+            for layer in engine.plan.layers
+            if layer.rate_factor == 0
+            for name in layer.parameter_shapes()
+        ]
 
     def __call__(self, theta: Array) -> tuple[float, Array]:
         """Loss and gradient, float64."""
         set_packed(self.engine, theta)
         loss, gradients, _ = self.engine.loss_and_gradients(*self.rows)
         for name in self.frozen:
-            gradients[f"{name}.W"][...] = 0
-            gradients[f"{name}.b"][...] = 0
+            gradients[name][...] = 0
         return loss, pack(self.engine.plan, gradients)

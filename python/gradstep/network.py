@@ -36,6 +36,7 @@ from gradstep.validation import (
     all_finite,
     as_numbers,
     check_batch_size,
+    check_categories,
     check_finite,
     check_flag,
     check_inputs,
@@ -63,7 +64,8 @@ class Network:
     Parameters
     ----------
     layers : sequence of layers
-        `Dense` layers, optionally behind an `Input`. A single ``Dense(1)`` is linear regression.
+        `Dense` layers, optionally behind an `Input`, with `Activation`, `BatchNorm`, `LayerNorm`, `Dropout`,
+        `Scale`, `Residual` and `Embedding` beside them. A single ``Dense(1)`` is linear regression.
     loss : str or Loss, default "mse"
         A name as in `Loss`, such as "mse", "cross_entropy" or "gaussian_nll", an object such as
         ``Huber(2.0)`` or ``Quantile([0.1, 0.9])``, or a Python function as in `CustomLoss`. Classification
@@ -428,7 +430,8 @@ class Network:
     def _refresh(self) -> None:
         """Tell the engine its input transform, and keep what the short ways of `predict` and `step` need."""
         self._dtype = np.dtype(self.dtype)
-        self._fast_engine = self._engine if self._engine is not None and self._is_prepared() else None
+        fast = self._engine is not None and self._is_prepared() and not self._specification.embeddings
+        self._fast_engine = self._engine if fast else None
         self._fast_n_in = -1 if self._plan is None else self._plan.n_in
         self._fast_n_out = self.n_out
         self._fast_n_targets = self._specification.n_targets
@@ -487,6 +490,9 @@ class Network:
         if input_transform is None:
             exact = X if self._specification.preprocessing == "none" else as_numbers("X", source)
             input_transform = fit_transform(self._specification.preprocessing, exact, self.dtype, "X")
+            if input_transform is not None:
+                embedded = [embedding.column for embedding in self._specification.embeddings]
+                input_transform = input_transform.without(embedded)
         if target_transform is None and y is not None:
             target_transform = fit_transform(self._specification.target_preprocessing, y, "float64", "y")
         return self._adopt(X.shape[1], input_transform, target_transform)
@@ -543,7 +549,11 @@ class Network:
         return X
 
     def _check_inputs(self, X: Any, argument: str = "X", n_in: int | None = None) -> Array:
-        return check_inputs(self._encoded(X), self.dtype, self.n_in if n_in is None else n_in, argument)
+        width = self.n_in if n_in is None else n_in
+        checked = check_inputs(self._encoded(X), self.dtype, width, argument)
+        for embedding in self._specification.embeddings:
+            check_categories(argument, checked, embedding.column, embedding.categories)
+        return checked
 
     def _check_y(self, y: Any, n: int, argument: str = "y") -> Array:
         # Targets that the network learns in other units stay exact until they are in these.
@@ -1034,7 +1044,7 @@ class Network:
         loss : float
             In the units of the network, if targets are standardized.
         gradients : dict of str to numpy.ndarray
-            By the names of `parameters`.
+            By the names of `parameters`; running statistics have none.
 
         Raises
         ------
@@ -1080,6 +1090,9 @@ class Network:
     def parameters(self) -> Parameters:
         """Copies of all parameters: ``{"dense_0.W": (n_in, n_out), "dense_0.b": (n_out,), ...}``.
 
+        Normalisations have a ``gain`` and a ``shift``, a `Scale` has a ``gain``, an `Embedding` a ``W`` of
+        shape (categories, size). The running ``mean`` and ``variance`` of a `BatchNorm` are among them.
+
         Raises
         ------
         ValueError
@@ -1115,6 +1128,8 @@ class Network:
         array = numeric_array(name, value, self.dtype)
         if array.shape != shapes[name]:
             raise ValueError(f"{name} must have shape {shapes[name]}, got {array.shape}")
+        if name in self.plan.statistics_shapes() and name.endswith(".variance") and np.any(array < 0):
+            raise ValueError(f"{name} must not be negative, got {array.min():g}")
         return array
 
     def optimizer_state(self) -> Parameters:

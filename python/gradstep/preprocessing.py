@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +117,12 @@ class Transform:
         """Values in their own units again, float64: float32 may not resolve them."""
         own: Array = values / self.scale + self.shift
         return own
+
+    def without(self, columns: Sequence[int]) -> Transform:
+        """The same, but for columns that stay as they are."""
+        shift, scale = self.shift.copy(), self.scale.copy()
+        shift[list(columns)], scale[list(columns)] = 0.0, 1.0
+        return Transform(shift, scale)
 
     def to_config(self) -> dict[str, list[float]]:
         """Plain JSON values, exact."""

@@ -9,9 +9,20 @@ from typing import Any
 import numpy as np
 
 from gradstep.averaging import Averaging, averaging_from_config, check_averaging
-from gradstep.backends.base import Parameters, Plan
+from gradstep.backends.base import LayerPlan, Parameters, Plan
 from gradstep.initializers import Given, default_initializer, given_values, initial_weights
-from gradstep.layers import Dense, Dropout, Layer, check_layers, dense_plans, layer_from_config, summaries
+from gradstep.layers import (
+    BatchNorm,
+    Dense,
+    Dropout,
+    Embedding,
+    Layer,
+    all_layers,
+    check_layers,
+    layer_from_config,
+    layer_plans,
+    summaries,
+)
 from gradstep.losses import CustomLoss, Loss, as_loss, loss_from_config
 from gradstep.names import check_name
 from gradstep.optimizers import LBFGS, Optimizer, as_optimizer, optimizer_from_config
@@ -19,6 +30,12 @@ from gradstep.preprocessing import TARGET_PREPROCESSING, check_preprocessing
 from gradstep.validation import check_integer, check_real
 
 DTYPES = ("float32", "float64")
+
+OTHER_STREAM = 1 << 20
+"""Random streams of weights that are not those of `Dense` layers, which count from 0."""
+
+_ONES = ("gain", "variance")
+"""Parameters that are not 0 at first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,27 +88,28 @@ class Specification:
         return specification
 
     def _check_loss(self) -> None:
-        last, loss = self.dense_layers[-1], self.loss.name
+        n_out, loss = self.n_out, self.loss.name
         for option, values in self.loss.engine_options.items():
-            if isinstance(values, tuple) and len(values) != last.units:
+            if isinstance(values, tuple) and len(values) != n_out:
                 raise ValueError(
-                    f"{option} of the loss {loss!r} must have one value for each of the {last.units} "
+                    f"{option} of the loss {loss!r} must have one value for each of the {n_out} "
                     f"output(s), got {len(values)}"
                 )
-        if last.units % self.loss.outputs_per_target:
+        if n_out % self.loss.outputs_per_target:
             raise ValueError(
                 f"the last layer must have two units for each target, for its mean and its variance, "
-                f"with the loss {loss!r}, got {last.units}"
+                f"with the loss {loss!r}, got {n_out}"
             )
-        if last.activation != "identity" and (self.loss.has_link or self.loss.is_classification):
+        activation = layer_plans(self.layers, 0)[-1].activation
+        if activation != "identity" and (self.loss.has_link or self.loss.is_classification):
             itself = " (predict applies the link itself)" if self.loss.has_link else ""
             raise ValueError(
                 f"the last layer must have activation 'identity' for the loss {loss!r}, which takes "
-                f"{self.loss.takes}{itself}, got {last.activation!r}"
+                f"{self.loss.takes}{itself}, got {activation!r}"
             )
-        if self.loss.target_kind == "labels" and last.units < 2:
+        if self.loss.target_kind == "labels" and n_out < 2:
             raise ValueError(
-                f"the last layer must have one unit per class, at least 2, for {loss!r}, got {last.units}; "
+                f"the last layer must have one unit per class, at least 2, for {loss!r}, got {n_out}; "
                 f"use 'binary_{loss}' for a single output"
             )
         if self.target_preprocessing != "none" and not self.loss.learns_units:
@@ -103,11 +121,15 @@ class Specification:
     def _check_lbfgs(self) -> None:
         if not isinstance(self.optimizer, LBFGS):
             return
+        layers = tuple(all_layers(self.layers))
         unfit = {
             "l1, which has no derivative at 0": self.l1 > 0,
             "averaging": self.averaging is not None,
-            "Dropout": any(isinstance(layer, Dropout) for layer in self.layers),
-            "learning_rate_factor": any(layer.learning_rate_factor != 1 for layer in self.dense_layers),
+            "Dropout": any(isinstance(layer, Dropout) for layer in layers),
+            "BatchNorm, whose statistics follow updates": any(
+                isinstance(layer, BatchNorm) for layer in layers
+            ),
+            "learning_rate_factor": any(getattr(layer, "learning_rate_factor", 1) != 1 for layer in layers),
         }
         for what, given in unfit.items():
             if given:
@@ -115,8 +137,13 @@ class Specification:
 
     @property
     def dense_layers(self) -> tuple[Dense, ...]:
-        """The layers with parameters."""
-        return tuple(layer for layer in self.layers if isinstance(layer, Dense))
+        """All dense layers, those of blocks among them; projections are not."""
+        return tuple(layer for layer in all_layers(self.layers) if isinstance(layer, Dense))
+
+    @property
+    def embeddings(self) -> tuple[Embedding, ...]:
+        """The columns of X that hold categories."""
+        return tuple(layer for layer in self.layers if isinstance(layer, Embedding))
 
     @property
     def n_out(self) -> int:
@@ -134,7 +161,7 @@ class Specification:
         if self.averaging is not None:
             settings.update(self.averaging.plan_options)
         return Plan(
-            layers=dense_plans(self.layers, n_in),
+            layers=layer_plans(self.layers, n_in),
             loss=self.loss.name,
             optimizer=self.optimizer.engine_name,
             loss_options=self.loss.engine_options,
@@ -155,28 +182,40 @@ class Specification:
         return options
 
     def initial_parameters(self, plan: Plan) -> Iterator[Parameters]:
-        """Weights and biases before training, the same for every backend, layer by layer to save memory."""
-        for index, (layer, planned) in enumerate(zip(self.dense_layers, plan.layers, strict=True)):
-            initializer = layer.initializer
-            if not isinstance(initializer, str | Given):
-                initializer = default_initializer(layer.activation)
-            weights = initial_weights(initializer, self.seed, index, planned.n_in, planned.n_out, self.dtype)
-            biases = np.zeros(planned.n_out)
-            if isinstance(layer.bias_initializer, Given):
-                argument = f"bias_initializer of {planned.name}"
-                biases = given_values(layer.bias_initializer, (planned.n_out,), argument)
-            yield {
-                f"{planned.name}.W": weights,
-                f"{planned.name}.b": biases.astype(self.dtype),
-            }
+        """Parameters before training, the same for every backend, layer by layer to save memory."""
+        dense = enumerate(self.dense_layers)
+        for index, planned in enumerate(plan.layers):
+            if planned.name.startswith("dense_"):
+                yield self._initial_dense(*next(dense), planned)
+                continue
+            shapes = {**planned.parameter_shapes(), **planned.statistics_shapes()}
+            values = {name: np.full(shape, name in _ONES, self.dtype) for name, shape in shapes.items()}
+            if planned.kind == "embedding":
+                rng = np.random.default_rng([self.seed, OTHER_STREAM + index])
+                values["W"] = rng.standard_normal(shapes["W"]).astype(self.dtype)
+            elif planned.kind == "dense":
+                stream, (n_in, n_out) = OTHER_STREAM + index, shapes["W"]
+                values["W"] = initial_weights("glorot_uniform", self.seed, stream, n_in, n_out, self.dtype)
+            yield {f"{planned.name}.{name}": value for name, value in values.items()}
+
+    def _initial_dense(self, index: int, layer: Dense, planned: LayerPlan) -> Parameters:
+        initializer = layer.initializer
+        if not isinstance(initializer, str | Given):
+            initializer = default_initializer(planned.activation)
+        weights = initial_weights(initializer, self.seed, index, planned.n_in, planned.n_out, self.dtype)
+        biases = np.zeros(planned.n_out)
+        if isinstance(layer.bias_initializer, Given):
+            argument = f"bias_initializer of {planned.name}"
+            biases = given_values(layer.bias_initializer, (planned.n_out,), argument)
+        return {f"{planned.name}.W": weights, f"{planned.name}.b": biases.astype(self.dtype)}
 
     def table(self, n_in: int | None) -> str:
         """Layers, shapes and parameter counts, one line each; n_in is None while it is unknown."""
         rows = [("layer", "activation", "shape", "parameters")]
         layers = summaries(self.layers, n_in)
         for layer in layers:
-            shape = f"{'?' if layer.n_in is None else layer.n_in} -> {layer.units}"
-            rows.append((layer.name, layer.activation, shape, _count(layer.parameters)))
+            shape = f"{layer.n_in or '?'} -> {layer.units or '?'}"
+            rows.append((layer.name, layer.described, shape, _count(layer.parameters)))
         total = None if n_in is None else sum(layer.parameters or 0 for layer in layers)
         rows.append(("total", "", "", _count(total)))
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -221,5 +260,5 @@ def _dtype_name(dtype: Any) -> Any:
     return dtype if isinstance(dtype, str) else getattr(dtype, "name", getattr(dtype, "__name__", dtype))
 
 
-def _count(parameters: int | None) -> str:
-    return "?" if parameters is None else f"{parameters:,}"
+def _count(number: int | None) -> str:
+    return "?" if number is None else f"{number:,}"

@@ -241,6 +241,21 @@ def check_inputs(X: Any, dtype: str, n_in: int | None, argument: str = "X") -> A
     return numeric_array(argument, X, dtype)
 
 
+def check_categories(argument: str, X: Array, column: int, categories: int) -> None:
+    """Raise a ValueError unless a column of X holds numbers of categories."""
+    if column >= X.shape[1]:
+        raise ValueError(
+            f"{argument} must have a column {column}, which is embedded, got {X.shape[1]} column(s)"
+        )
+    values = X[:, column]
+    wrong = np.flatnonzero((values < 0) | (values >= categories) | (values != np.floor(values)))
+    if wrong.size:
+        raise ValueError(
+            f"column {column} of {argument} must hold categories 0 to {categories - 1}, "
+            f"got {values[wrong[0]]:g} in row {wrong[0]}"
+        )
+
+
 def check_values(y: Any, dtype: str, n: int, n_out: int, argument: str = "y") -> Array:
     """Targets as (n, n_out) in the dtype; a vector is one column.
 

@@ -6,14 +6,17 @@ engines trust them.
 
 Conventions, the same for every backend:
 
-- Rows are samples: a layer computes ``a = act(x W + b)`` with ``W`` of shape (n_in, n_out).
+- Rows are samples: a dense layer computes ``a = act(x W + b)`` with ``W`` of shape (n_in, n_out), the others
+  what `LayerPlan` says.
 - Losses are means over the batch (weighted means with sample weights), over outputs too for mse, mae,
   huber and quantile, summed over outputs for all others; every training loss includes
-  ``l2 / 2 * sum(W**2) + l1 * sum(abs(W))`` over all weights, never over biases; l1's gradient is 0 at 0.
+  ``l2 / 2 * sum(W**2) + l1 * sum(abs(W))`` over all weights, never over biases, gains and shifts; l1's
+  gradient is 0 at 0.
 - An update sees the mean gradient with its penalties, without frozen layers: cut to ``clip_value``, then
   scaled to the norm ``clip_norm`` where it is larger.
 - Where parameters are averaged, `parameters` are the average, with which everything but training computes;
-  those that training moves are the optimizer state's "trained". `set_parameters` sets both.
+  those that training moves are the optimizer state's "trained". `set_parameters` sets both. Running
+  statistics are not averaged: they follow the parameters that training moves.
 - Classification losses take logits, poisson and gamma take logarithms of means, gaussian_nll those of
   variances behind the means: a plan's last activation is the identity there, and `predict` applies the link
   (`sigmoid`, `softmax`, `exp` or `gaussian`).
@@ -21,6 +24,10 @@ Conventions, the same for every backend:
   caller gives; the last one may be smaller. A batch that holds every row is not shuffled.
 - In `train` and `step`, a layer's dropout zeroes the outputs that `gradstep.random.dropout_mask` does not
   keep, and divides the others by ``1 - dropout``; everywhere else it does nothing.
+- Batch normalisation takes the statistics of the batch in `train`, `step` and `loss_and_gradients`; the
+  first two move the running ones towards them after every update,
+  ``running += momentum (batch - running)``, the variance as that of a sample, ``/ (1 - sum of shares**2)``:
+  n / (n - 1) for rows of equal weight.
 - Weights come from `parameters` in natural shapes, whatever the layout inside.
 """
 
@@ -40,9 +47,26 @@ LossOptions = Mapping[str, float | tuple[float, ...]]
 Parameters = dict[str, Array]
 
 
+KINDS = ("dense", "layer_norm", "batch_norm", "sum", "scale", "embedding")
+"""What a layer may be; see `LayerPlan`."""
+
+
 @dataclass(frozen=True)
-class DensePlan:
-    """One dense layer: ``a = activation(x W + b)``."""
+class LayerPlan:
+    """One layer: ``a = activation(z)``, with z made of the layer's inputs x.
+
+    ============  ======================================================================================
+    kind          z
+    ============  ======================================================================================
+    dense         ``x W + b``
+    layer_norm    ``gain (x - mean) / sqrt(variance + epsilon) + shift``, over the columns of each row
+    batch_norm    the same over the rows of a batch, which count by their weights; `predict` and
+                  `evaluate` take the running statistics instead
+    sum           ``x`` plus the outputs of another layer
+    scale         ``x gain``
+    embedding     the columns of x but one, then that row of W which the one names
+    ============  ======================================================================================
+    """
 
     n_in: int
     n_out: int
@@ -53,6 +77,37 @@ class DensePlan:
     """Share of the outputs that every update drops, in [0, 1); 0 for the last layer."""
     rate_factor: float = 1.0
     """Of the learning rate; 0: frozen, no update touches parameters and moments."""
+    kind: str = "dense"
+    """One of `KINDS`."""
+    back: int = 1
+    """How many layers before this one its inputs come from; the network's own are in front of the first."""
+    other_back: int = 0
+    """The same for the second summand of a sum."""
+    epsilon: float = 1e-5
+    """Of layer_norm and batch_norm."""
+    momentum: float = 0.1
+    """Part of a batch's statistics in the running ones of batch_norm."""
+    column: int = 0
+    """The column that an embedding replaces."""
+    categories: int = 0
+    """Rows of an embedding's W."""
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of what is trained, by name without the prefix."""
+        match self.kind:
+            case "dense":
+                return {"W": (self.n_in, self.n_out), "b": (self.n_out,)}
+            case "layer_norm" | "batch_norm":
+                return {"gain": (self.n_out,), "shift": (self.n_out,)}
+            case "scale":
+                return {"gain": (self.n_out,)}
+            case "embedding":
+                return {"W": (self.categories, self.n_out - self.n_in + 1)}
+        return {}
+
+    def statistics_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the running statistics, by name without the prefix."""
+        return {"mean": (self.n_out,), "variance": (self.n_out,)} if self.kind == "batch_norm" else {}
 
 
 class Csr(NamedTuple):
@@ -75,7 +130,7 @@ class Csr(NamedTuple):
 class Plan:
     """Everything an engine needs to know, in plain values."""
 
-    layers: tuple[DensePlan, ...]
+    layers: tuple[LayerPlan, ...]
     loss: str
     optimizer: str
     loss_options: LossOptions = field(default_factory=dict)
@@ -121,13 +176,40 @@ class Plan:
         """Width of the output."""
         return self.layers[-1].n_out
 
+    def inputs(self, index: int) -> tuple[int, int]:
+        """Numbers of the layers that layer `index` takes: its input's and, of a sum, the other's; -1 is X."""
+        layer = self.layers[index]
+        return index - layer.back, index - layer.other_back if layer.kind == "sum" else -1
+
+    def trained_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all that has a gradient, in order: ``dense_0.W``, ``dense_0.b``, ..."""
+        return {
+            f"{layer.name}.{name}": shape
+            for layer in self.layers
+            for name, shape in layer.parameter_shapes().items()
+        }
+
+    def statistics_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the running statistics of batch normalisation: ``batch_norm_0.mean``, ..."""
+        return {
+            f"{layer.name}.{name}": shape
+            for layer in self.layers
+            for name, shape in layer.statistics_shapes().items()
+        }
+
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of all parameters, in order: ``dense_0.W``, ``dense_0.b``, ..."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        for layer in self.layers:
-            shapes[f"{layer.name}.W"] = (layer.n_in, layer.n_out)
-            shapes[f"{layer.name}.b"] = (layer.n_out,)
-        return shapes
+        """Shapes of all parameters: what is trained, then the running statistics."""
+        return {**self.trained_shapes(), **self.statistics_shapes()}
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether all layers are dense, each behind the one before."""
+        return all(layer.kind == "dense" for layer in self.layers)
+
+    @property
+    def normalises_batches(self) -> bool:
+        """Whether a step needs all rows of its batch at once."""
+        return any(layer.kind == "batch_norm" for layer in self.layers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,15 +238,15 @@ class LayerTrace:
     x: Array
     """Input of the layer, (B, n_in)."""
     z: Array
-    """Pre-activation ``x W + b``, (B, n_out)."""
+    """Pre-activation, (B, n_out): ``x W + b`` of a dense layer."""
     a: Array
     """Activation ``act(z)``, (B, n_out)."""
     delta: Array
     """Error signal dJ/dz, (B, n_out)."""
     dW: Array  # noqa: N815
-    """dJ/dW, (n_in, n_out)."""
+    """dJ/dW, (n_in, n_out); of layers with gains dJ/dgain, (n_out,); empty where there is neither."""
     db: Array
-    """dJ/db, (n_out,)."""
+    """dJ/db or dJ/dshift, (n_out,); empty where there is neither."""
 
 
 @contextlib.contextmanager
@@ -194,7 +276,7 @@ class Engine(ABC):
 
     @abstractmethod
     def parameters(self) -> Parameters:
-        """Copies of all parameters by name: ``{"dense_0.W": (n_in, n_out), "dense_0.b": (n_out,)}``."""
+        """Copies of all parameters and running statistics, as `Plan.parameter_shapes`."""
 
     @abstractmethod
     def set_parameters(self, values: Mapping[str, Array]) -> None:

@@ -24,7 +24,8 @@ except ImportError as error:
 
 threadpool_control.register()
 
-_PARAMETERS = -1  # the engine's number for the parameters themselves; 0, 1, ... are the optimizer's states
+# The engine's numbers for parameters and for running statistics; from 0 on: the optimizer's states.
+_PARAMETERS, _STATISTICS = -1, -2
 
 
 _SETTINGS = ("l1", "clip_value", "clip_norm", "ema_decay", "ema_warmup", "swa_start")
@@ -33,6 +34,15 @@ _SETTINGS = ("l1", "clip_value", "clip_norm", "ema_decay", "ema_warmup", "swa_st
 def _options(plan: Plan) -> dict[str, float]:
     settings = {name: getattr(plan, name) for name in _SETTINGS}
     return {name: float(value) for name, value in {**settings, **plan.optimizer_options}.items()}
+
+
+def _described(
+    plan: Plan, index: int
+) -> tuple[int, int, str, float, float, str, tuple[int, int, int, int], float, float]:
+    layer = plan.layers[index]
+    links = (*plan.inputs(index), layer.column, layer.categories)
+    dense = layer.n_in, layer.n_out, layer.activation, layer.dropout, layer.rate_factor
+    return (*dense, layer.kind, links, layer.epsilon, layer.momentum)
 
 
 class CppEngine(Engine):
@@ -45,7 +55,7 @@ class CppEngine(Engine):
         defaults = {} if plan.custom_loss else LOSSES[plan.loss].defaults
         loss_options = {**defaults, **plan.loss_options}
         self._core = make(
-            layers=[(d.n_in, d.n_out, d.activation, d.dropout, d.rate_factor) for d in plan.layers],
+            layers=[_described(plan, index) for index in range(len(plan.layers))],
             loss=plan.loss,
             loss_options={name: np.atleast_1d(value).tolist() for name, value in loss_options.items()},
             optimizer=plan.optimizer,
@@ -58,11 +68,22 @@ class CppEngine(Engine):
 
     def parameters(self) -> Parameters:
         """Copies of all parameters by name."""
-        return self._named(self._core.get(_PARAMETERS), "")
+        named = self._named(self._core.get(_PARAMETERS), "")
+        return {**named, **self._statistics()} if self.plan.normalises_batches else named
+
+    def _statistics(self) -> Parameters:
+        pairs = zip(self.plan.layers, self._core.get(_STATISTICS), strict=True)
+        return {
+            f"{layer.name}.{name}": array.reshape(shape)
+            for layer, arrays in pairs
+            for (name, shape), array in zip(layer.statistics_shapes().items(), arrays, strict=False)
+        }
 
     def set_parameters(self, values: Mapping[str, Array]) -> None:
         """Overwrite the named parameters."""
         self._set(_PARAMETERS, values, "")
+        if self.plan.normalises_batches:
+            self._set(_STATISTICS, values, "")
 
     def optimizer_state(self) -> Parameters:
         """Step count and moments by name."""
@@ -157,15 +178,20 @@ class CppEngine(Engine):
 
     def _named(self, layers: list[tuple[Array, Array]], suffix: str) -> Parameters:
         named: Parameters = {}
-        for layer, (weights, biases) in zip(self.plan.layers, layers, strict=True):
-            named[f"{layer.name}.W{suffix}"] = weights
-            named[f"{layer.name}.b{suffix}"] = biases
+        for layer, arrays in zip(self.plan.layers, layers, strict=True):
+            for (name, shape), array in zip(layer.parameter_shapes().items(), arrays, strict=False):
+                named[f"{layer.name}.{name}{suffix}"] = array.reshape(shape)
         return named
 
     def _set(self, what: int, values: Mapping[str, Array], suffix: str) -> None:
         for index, layer in enumerate(self.plan.layers):
-            names = (f"{layer.name}.W{suffix}", f"{layer.name}.b{suffix}")
-            given = [self._array(values[name]) if name in values else None for name in names]
+            shapes = layer.statistics_shapes() if what == _STATISTICS else layer.parameter_shapes()
+            given: list[Array | None] = [None, None]
+            for slot, name in enumerate(shapes):
+                value = values.get(f"{layer.name}.{name}{suffix}")
+                if value is not None:  # gains are one row to the engine
+                    rows = value[None] if slot == 0 and np.ndim(value) == 1 else value
+                    given[slot] = self._array(rows)
             self._core.set(what, index, *given)
 
 

@@ -26,8 +26,8 @@ from gradstep.backends import numba_kernels as kernels
 from gradstep.backends.base import (
     Array,
     Backend,
-    DensePlan,
     Engine,
+    LayerPlan,
     Parameters,
     Plan,
     TrainResult,
@@ -36,6 +36,7 @@ from gradstep.backends.base import (
 from gradstep.backends.interrupt import deferred_interrupt
 from gradstep.backends.numba_kernels import (
     ACTIVATION_IDS,
+    KIND_IDS,
     LOSS_IDS,
     OPTIMIZER_IDS,
     Data,
@@ -65,10 +66,19 @@ WIDE_ELEMENTS = 1 << 20
 FEWEST_WIDE_ROWS = 512
 
 
-def _chunk_rows(plan: Plan, rows: int) -> int:
-    """How many of a batch's rows go through all layers together; even parts of the batch."""
+def _largest_weights(plan: Plan) -> int:
+    return max(layer.n_in * layer.n_out for layer in plan.layers if layer.kind == "dense")
+
+
+def _chunk_rows(plan: Plan, rows: int, forward_alone: bool = False) -> int:
+    """How many of a batch's rows go through all layers together; even parts of the batch.
+
+    A batch that is normalised stays in one piece, but on the way forward alone.
+    """
     features = plan.n_in + sum(layer.n_out for layer in plan.layers)
-    largest = max(layer.n_in * layer.n_out for layer in plan.layers)
+    largest = _largest_weights(plan)
+    if plan.normalises_batches and not forward_alone:
+        return rows
     if largest <= SMALL_WEIGHTS:
         most = max(1, min(CACHE_ELEMENTS // features, SERIAL_PRODUCT // largest))
     else:
@@ -90,8 +100,9 @@ class NumbaEngine(Engine):
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
         blas_threads.follow_environment()
-        self._shapes = plan.parameter_shapes()
+        self._shapes, self._statistics_shapes = plan.trained_shapes(), plan.statistics_shapes()
         size = sum(int(np.prod(shape)) for shape in self._shapes.values())
+        statistics = sum(int(np.prod(shape)) for shape in self._statistics_shapes.values())
         self._kinds = OPTIMIZERS[plan.optimizer].moments
         theta = np.zeros(size, plan.dtype)
         moments = [np.zeros(size if i < len(self._kinds) else 0, plan.dtype) for i in range(3)]
@@ -99,6 +110,8 @@ class NumbaEngine(Engine):
             layers=_layer_table(plan),
             dropout=np.array([layer.dropout for layer in plan.layers], np.float64),
             rates=_rate_table(plan),
+            epsilon=np.array([layer.epsilon for layer in plan.layers], np.float64),
+            momentum=np.array([layer.momentum for layer in plan.layers], np.float64),
             seed=np.uint64(plan.seed),
             loss=LOSS_IDS[plan.loss],
             loss_option=_loss_option(plan),
@@ -110,32 +123,40 @@ class NumbaEngine(Engine):
             second_moment=moments[1],
             third_moment=moments[2],
             average=np.zeros(size if plan.averages else 0, plan.dtype),
+            statistics=np.zeros(statistics, plan.dtype),
+            batch_statistics=np.zeros(statistics),
             shift=np.zeros(plan.n_in, plan.dtype),
             scale=np.ones(plan.n_in, plan.dtype),
         )
         self._step = 0
         self._work: Workspace | None = None
 
-    def _named(self, flat: Array) -> Parameters:
-        """Views of a flat array laid out like theta, by parameter name."""
+    def _named(self, flat: Array, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Parameters:
+        """Views of a flat array, laid out like theta if there are no other shapes, by name."""
         views: Parameters = {}
         start = 0
-        for name, shape in self._shapes.items():
+        for name, shape in (self._shapes if shapes is None else shapes).items():
             stop = start + int(np.prod(shape))
             views[name] = flat[start:stop].reshape(shape)
             start = stop
         return views
 
+    def _views(self) -> Parameters:
+        model = self._model
+        return {**self._named(model.theta), **self._named(model.statistics, self._statistics_shapes)}
+
     def parameters(self) -> Parameters:
         """Copies of all parameters by name."""
-        return self._named(self._model.theta.copy())
+        return {name: view.copy() for name, view in self._views().items()}
 
     def set_parameters(self, values: Mapping[str, Array]) -> None:
         """Overwrite the named parameters."""
-        for array in (self._model.theta, self._model.average)[: 1 + self.plan.averages]:
-            views = self._named(array)
-            for name, value in values.items():
-                views[name][...] = value
+        views = self._views()
+        average = self._named(self._model.average) if self.plan.averages else {}
+        for name, value in values.items():
+            views[name][...] = value
+            if name in average:
+                average[name][...] = value
 
     def _moments(self) -> Parameters:
         arrays = (self._model.first_moment, self._model.second_moment, self._model.third_moment)
@@ -177,12 +198,12 @@ class NumbaEngine(Engine):
         weight = np.empty(0, dtype) if weight is None else weight
         return Data(*(_read_only(array) for array in (X, targets, labels, weight)))
 
-    def _workspace(self, rows: int) -> Workspace:
+    def _workspace(self, rows: int, forward_alone: bool = False) -> Workspace:
         """Buffers for a call on this many rows per batch; replaced only when larger ones are needed.
 
         The size of a chunk depends on the batch alone, never on earlier calls: sums keep their order.
         """
-        rows = _chunk_rows(self.plan, rows)
+        rows = _chunk_rows(self.plan, rows, forward_alone)
         if self._work is None or self._work.share.size < rows:
             self._work = None  # freed before the larger one is made
             self._work = _make_workspace(self.plan, rows)
@@ -190,12 +211,13 @@ class NumbaEngine(Engine):
 
     def predict(self, X: Array, out: Array) -> None:
         """Write the linked outputs of all rows into out."""
-        kernels.evaluate(self._model, self._data(X, None, None), self._workspace(len(X)), IN_ORDER, out)
+        work = self._workspace(len(X), forward_alone=True)
+        kernels.evaluate(self._model, self._data(X, None, None), work, IN_ORDER, out)
 
     def evaluate(self, X: Array, y: Array, weight: Array | None, out: Array | None = None) -> float:
         """Mean loss of all rows without the l2 penalty; predictions go into out if given."""
         out = np.empty((0, 0), self.plan.dtype) if out is None else out
-        work = self._workspace(len(X))
+        work = self._workspace(len(X), forward_alone=True)
         return float(kernels.evaluate(self._model, self._data(X, y, weight), work, IN_ORDER, out))
 
     def loss_and_gradients(
@@ -260,7 +282,8 @@ class NumbaEngine(Engine):
         progress = np.array([0, 0, self._step, self._step, 0], np.int64)
         losses = np.empty(epochs)
         model = self._model
-        state = model.theta, model.first_moment, model.second_moment, model.third_moment, model.average
+        moments = model.first_moment, model.second_moment, model.third_moment
+        state = model.theta, *moments, model.average, model.statistics
         return (
             progress,
             losses,
@@ -294,13 +317,45 @@ def _run_in_slices(arguments: tuple[object, ...], progress: Array, epochs: int) 
 
 
 def _layer_table(plan: Plan) -> Array:
-    rows, offset, row = [], 0, plan.n_in
-    for layer in plan.layers:
-        biases = offset + layer.n_in * layer.n_out
-        rows.append((layer.n_in, layer.n_out, ACTIVATION_IDS[layer.activation], offset, biases, row))
-        offset = biases + layer.n_out
-        row += layer.n_out
-    return np.array(rows, np.int64)
+    offset, statistics, columns = 0, 0, []
+    starts = _first_features(plan)
+    errors = starts if not plan.is_chain else _alternating(plan)
+    for index, layer in enumerate(plan.layers):
+        (source, other), row = plan.inputs(index), starts[index + 1]
+        sizes = [int(np.prod(shape)) for shape in layer.parameter_shapes().values()]
+        first, end = offset, offset + sum(sizes)
+        has_weights = layer.kind in ("dense", "embedding")
+        biases = first + sizes[0] if has_weights else first
+        shift = first + layer.n_out
+        later = [(plan.inputs(i), plan.layers[i].kind) for i in range(index + 1, len(plan.layers))]
+        taken = {number for pair, kind in later for number in (pair if kind == "sum" else pair[:1])}
+        other = other if layer.kind == "sum" else source
+        columns.append(
+            (
+                *(layer.n_in, layer.n_out, ACTIVATION_IDS[layer.activation], first, biases, row),
+                *(KIND_IDS[layer.kind], first, shift, source, starts[source + 1], starts[other + 1]),
+                *(errors[index + 1], errors[source + 1], errors[other + 1], source in taken, other in taken),
+                *(layer.column, statistics),
+            )
+        )
+        offset = end
+        statistics += sum(int(np.prod(shape)) for shape in layer.statistics_shapes().values())
+    return np.array(columns, np.int64)
+
+
+def _first_features(plan: Plan) -> list[int]:
+    """Of X, then of every layer's outputs, where all of them lie one after the other."""
+    widths = [plan.n_in, *(layer.n_out for layer in plan.layers)]
+    return [sum(widths[:i]) for i in range(len(widths))]
+
+
+def _alternating(plan: Plan) -> list[int]:
+    """The same where a layer's place is that of the second layer below it."""
+    return [(len(plan.layers) - i) % 2 * _widest(plan) for i in range(len(plan.layers) + 1)]
+
+
+def _widest(plan: Plan) -> int:
+    return max(plan.n_in, *(layer.n_out for layer in plan.layers))
 
 
 def _loss_option(plan: Plan) -> Array:
@@ -343,15 +398,18 @@ def _option_table(plan: Plan) -> Array:
 
 
 def _make_workspace(plan: Plan, rows: int) -> Workspace:
-    widths = [plan.n_in, *(layer.n_out for layer in plan.layers)]
-    largest = max(layer.n_in * layer.n_out for layer in plan.layers)
+    features, widest = plan.n_in + sum(layer.n_out for layer in plan.layers), _widest(plan)
+    others = 0 if plan.is_chain else rows
     return Workspace(
         rows=rows,
-        inputs=np.empty(rows * sum(widths), plan.dtype),
-        slopes=np.empty(rows * sum(widths), plan.dtype),
-        delta=np.empty(rows * max(widths), plan.dtype),
-        delta_below=np.empty(rows * max(widths), plan.dtype),
-        partial=np.empty(largest, plan.dtype),
+        inputs=np.empty(rows * features, plan.dtype),
+        slopes=np.empty(rows * features, plan.dtype),
+        errors=np.empty(rows * (2 * widest if plan.is_chain else features), plan.dtype),
+        targets=np.empty(rows * plan.n_out, plan.dtype),
+        hat=np.empty(others * features, plan.dtype),
+        inverse=np.empty((len(plan.layers), max(rows, widest) if others else 0)),
+        spare=np.empty(others * widest, plan.dtype),
+        partial=np.empty(_largest_weights(plan), plan.dtype),
         share=np.empty(rows),
         row_loss=np.empty(rows),
         row_top=np.empty(rows),
@@ -381,7 +439,7 @@ def needs_compilation(dtype: str) -> bool:
     dtype
         "float32" or "float64".
     """
-    plan = Plan((DensePlan(1, 1, "identity", "any"),), "mse", "gradient_descent", dtype=dtype)
+    plan = Plan((LayerPlan(1, 1, "identity", "any"),), "mse", "gradient_descent", dtype=dtype)
     sample, rates = np.zeros((1, 1), dtype), np.zeros(0)
     *_, arguments = NumbaEngine(plan)._train_arguments(sample, sample, None, 0, IN_ORDER, 1, rates, 0, 0)
     typeof: Callable[[object], object] = numba.typeof

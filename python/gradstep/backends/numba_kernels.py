@@ -98,11 +98,15 @@ class Model(NamedTuple):
     """A plan and its state as arrays; ``real`` is the plan's dtype."""
 
     layers: Array
-    """int64 (L, 6): columns N_IN ... ROW below."""
+    """int64 (L, 19): columns N_IN ... STATISTICS below."""
     dropout: Array
     """float64 (L,): share of each layer's outputs that an update drops."""
     rates: Array
     """float64 (L,): factors of the learning rate, 0 for frozen layers; empty if all are 1."""
+    epsilon: Array
+    """float64 (L,), of normalisations."""
+    momentum: Array
+    """float64 (L,), of running statistics."""
     seed: int
     """uint64, of the dropout masks."""
     loss: int
@@ -123,14 +127,51 @@ class Model(NamedTuple):
     """v_max of amsgrad, else empty, real."""
     average: Array
     """Mean of the parameters, or empty, real."""
+    statistics: Array
+    """Running means and variances, layer by layer, real."""
+    batch_statistics: Array
+    """The same of the last batch, float64."""
     shift: Array
     scale: Array
     """The input transform, (n_in,), real."""
 
 
-N_IN, N_OUT, ACTIVATION, WEIGHTS, BIASES, ROW = range(6)
-"""Columns of `Model.layers`: widths, activation id, offsets of W and b in theta, and the layer's first
-feature in the chunk's buffers."""
+(
+    N_IN,
+    N_OUT,
+    ACTIVATION,
+    WEIGHTS,
+    BIASES,
+    ROW,
+    KIND,
+    GAIN,
+    SHIFT,
+    INPUT,
+    INPUT_ROW,
+    OTHER_ROW,
+    ERROR,
+    INPUT_ERROR,
+    OTHER_ERROR,
+    KEEP,
+    KEEP_OTHER,
+    COLUMN,
+    STATISTICS,
+) = range(19)
+"""Columns of `Model.layers`: widths, activation id, offsets of W (which ends where b begins) in theta, and
+the layer's first feature in the chunk's buffers; kind, offsets of gain and shift in theta; number of the
+layer that it takes, or -1; first feature of its input, and of a sum's other input; first feature of its error
+signal and of those of its inputs in `Workspace.errors`, and whether these have contributions of later layers;
+the column that an embedding replaces; offset of its statistics."""
+
+DENSE, LAYER_NORM, BATCH_NORM, SUM, SCALE, EMBEDDING = range(6)
+KIND_IDS = {
+    "dense": DENSE,
+    "layer_norm": LAYER_NORM,
+    "batch_norm": BATCH_NORM,
+    "sum": SUM,
+    "scale": SCALE,
+    "embedding": EMBEDDING,
+}
 
 (
     L2,
@@ -176,10 +217,16 @@ class Workspace(NamedTuple):
     """The gathered input, then every layer's output, one feature after the other, real."""
     slopes: Array
     """Derivative of every layer's activation in the same places, real."""
-    delta: Array
-    """Error signal of a layer, real (rows * widest)."""
-    delta_below: Array
-    """Error signal of the layer below, real (rows * widest)."""
+    errors: Array
+    """Error signals: of a layer and the one below where layers are a chain, else of all, real."""
+    targets: Array
+    """real (rows * n_out)."""
+    hat: Array
+    """Normalised inputs, in the places of their layers' outputs, real; empty where layers are a chain."""
+    inverse: Array
+    """1 / deviation of every row or column, float64 (L, rows or widest); as hat."""
+    spare: Array
+    """An error signal that is to be added to another, real (rows * widest); as hat."""
     partial: Array
     """dW of a chunk that is not the batch's first, real (largest W)."""
     share: Array
@@ -215,6 +262,7 @@ class Snapshot(NamedTuple):
     second_moment: Array
     third_moment: Array
     average: Array
+    statistics: Array
 
 
 EPOCH, BATCH, STEP, EPOCH_STEP, DIVERGED = range(5)
@@ -921,18 +969,112 @@ def drop(model: Model, layer: int, step: int, first: int, a: Array, slope: Array
 
 
 @jit
-def forward(model: Model, work: Workspace, B: int, step: int, first: int) -> Array:
+def _scale_and_shift(model: Model, layer: int, x: Array, z: Array) -> None:
+    """Write x gain + shift to z; a scale has no shift."""
+    gain, shift = model.layers[layer, GAIN], model.layers[layer, SHIFT]
+    shifts = model.layers[layer, KIND] != SCALE
+    for j in range(x.shape[0]):
+        factor = model.theta[gain + j]
+        term = model.theta[shift + j] if shifts else factor - factor
+        for r in range(x.shape[1]):
+            z[j, r] = x[j, r] * factor + term
+
+
+@jit
+def _normalise_rows(epsilon: float, x: Array, hat: Array, inverse: Array) -> None:
+    """Ba, Kiros and Hinton 2016."""
+    n, B = x.shape
+    for r in range(B):
+        total = squares = 0.0
+        for j in range(n):
+            total += x[j, r]
+        mean = total / n
+        for j in range(n):
+            squares += (x[j, r] - mean) ** 2
+        inverse[r] = 1.0 / math.sqrt(squares / n + epsilon)
+        for j in range(n):
+            hat[j, r] = (x[j, r] - mean) * inverse[r]
+
+
+@jit
+def _normalise_columns(
+    epsilon: float, share: Array, x: Array, hat: Array, means: Array, variances: Array, inverse: Array
+) -> None:
+    """Ioffe and Szegedy 2015."""
+    n, B = x.shape
+    for j in range(n):
+        mean = variance = 0.0
+        for r in range(B):
+            mean += share[r] * x[j, r]
+        for r in range(B):
+            variance += share[r] * (x[j, r] - mean) ** 2
+        means[j], variances[j], inverse[j] = mean, variance, 1.0 / math.sqrt(variance + epsilon)
+        for r in range(B):
+            hat[j, r] = (x[j, r] - mean) * inverse[j]
+
+
+@jit
+def _embed(model: Model, layer: int, x: Array, z: Array) -> None:
+    column, others = model.layers[layer, COLUMN], x.shape[0] - 1
+    size = z.shape[0] - others
+    for j in range(others):
+        for r in range(x.shape[1]):
+            z[j, r] = x[j + 1 if j >= column else j, r]
+    for r in range(x.shape[1]):
+        vector = model.layers[layer, WEIGHTS] + np.int64(x[column, r]) * size
+        for c in range(size):
+            z[others + c, r] = model.theta[vector + c]
+
+
+@jit
+def forward_other(model: Model, work: Workspace, layer: int, batch: bool, x: Array, z: Array) -> None:
+    """Pre-activation of a layer that is not dense; a batch is normalised by its own statistics."""
+    kind, n_out, B = model.layers[layer, KIND], z.shape[0], z.shape[1]
+    if kind == EMBEDDING:
+        _embed(model, layer, x, z)
+        return
+    if kind == SUM:
+        other = rows_of(work.inputs, work, model.layers[layer, OTHER_ROW], n_out, B)
+        for j in range(n_out):
+            for r in range(B):
+                z[j, r] = x[j, r] + other[j, r]
+        return
+    if kind == LAYER_NORM:
+        hat = rows_of(work.hat, work, model.layers[layer, ROW], n_out, B)
+        _normalise_rows(model.epsilon[layer], x, hat, work.inverse[layer])
+        x = hat
+    elif kind == BATCH_NORM:
+        hat = rows_of(work.hat, work, model.layers[layer, ROW], n_out, B)
+        at, inverse = model.layers[layer, STATISTICS], work.inverse[layer]
+        if batch:
+            means, variances = model.batch_statistics[at:], model.batch_statistics[at + n_out :]
+            _normalise_columns(model.epsilon[layer], work.share, x, hat, means, variances, inverse)
+        else:
+            for j in range(n_out):
+                inverse[j] = 1.0 / math.sqrt(model.statistics[at + n_out + j] + model.epsilon[layer])
+                for r in range(B):
+                    hat[j, r] = (x[j, r] - model.statistics[at + j]) * inverse[j]
+        x = hat
+    _scale_and_shift(model, layer, x, z)
+
+
+@jit
+def forward(model: Model, work: Workspace, B: int, step: int, first: int, batch: bool) -> Array:
     """Outputs (n_out, B) of the gathered chunk, with all layers' outputs and slopes left behind.
 
     Units are dropped for the update after ``step`` others, if that is not negative; the chunk begins at row
-    ``first`` of the batch.
+    ``first`` of the batch. Batch normalisation takes the chunk for the batch, or else the running statistics.
     """
     x = rows_of(work.inputs, work, 0, model.layers[0, N_IN], B)
     for layer in range(model.layers.shape[0]):
         n_out, row = model.layers[layer, N_OUT], model.layers[layer, ROW]
-        W, b = weights_of(model, model.theta, layer)
+        x = rows_of(work.inputs, work, model.layers[layer, INPUT_ROW], model.layers[layer, N_IN], B)
         z = rows_of(work.inputs, work, row, n_out, B)
-        affine(W, b, x, z)
+        if model.layers[layer, KIND] == DENSE:
+            W, b = weights_of(model, model.theta, layer)
+            affine(W, b, x, z)
+        else:
+            forward_other(model, work, layer, batch, x, z)
         slope = rows_of(work.slopes, work, row, n_out, B)
         activate(model.layers[layer, ACTIVATION], z.reshape(n_out * B), slope.reshape(n_out * B))
         if step >= 0 and model.dropout[layer] > 0.0:
@@ -951,30 +1093,151 @@ def _multiply(delta: Array, slope: Array) -> None:
 
 
 @jit
+def _pass_on(source: Array, keep: bool, target: Array) -> None:
+    """Write source to target, or add it."""
+    for j in range(source.shape[0]):
+        for r in range(source.shape[1]):
+            target[j, r] = source[j, r] + target[j, r] if keep else source[j, r]
+
+
+@jit
+def _gain_gradients(model: Model, layer: int, first: bool, x: Array, delta: Array) -> None:
+    gain, shift = model.layers[layer, GAIN], model.layers[layer, SHIFT]
+    shifts = model.layers[layer, KIND] != SCALE
+    for j in range(x.shape[0]):
+        total = 0.0
+        for r in range(x.shape[1]):
+            total += delta[j, r] * x[j, r]
+        model.gradient[gain + j] = total + (0.0 if first else model.gradient[gain + j])
+        if shifts:
+            model.gradient[shift + j] = _sum(delta[j]) + (0.0 if first else model.gradient[shift + j])
+
+
+@jit
+def _back_through_rows(gain: Array, hat: Array, inverse: Array, delta: Array, below: Array) -> None:
+    n, B = hat.shape
+    for r in range(B):
+        total = product = 0.0
+        for j in range(n):
+            g = float(delta[j, r]) * float(gain[j])
+            total += g
+            product += g * hat[j, r]
+        for j in range(n):
+            g = float(delta[j, r]) * float(gain[j])
+            below[j, r] = (g - total / n - hat[j, r] * (product / n)) * inverse[r]
+
+
+@jit
+def _back_through_columns(
+    gain: Array, share: Array, hat: Array, inverse: Array, delta: Array, below: Array
+) -> None:
+    n, B = hat.shape
+    for j in range(n):
+        total = product = 0.0
+        for r in range(B):
+            total += delta[j, r]
+            product += delta[j, r] * hat[j, r]
+        for r in range(B):
+            g = delta[j, r] - share[r] * (total + hat[j, r] * product)
+            below[j, r] = g * gain[j] * inverse[j]
+
+
+@jit
+def _back_through_embedding(model: Model, layer: int, first: bool, x: Array, delta: Array) -> None:
+    """The gradient of the table."""
+    column, others = model.layers[layer, COLUMN], x.shape[0] - 1
+    size = delta.shape[0] - others
+    if first:
+        for i in range(model.layers[layer, WEIGHTS], model.layers[layer, BIASES]):
+            model.gradient[i] = 0.0
+    for r in range(x.shape[1]):
+        vector = model.layers[layer, WEIGHTS] + np.int64(x[column, r]) * size
+        for c in range(size):
+            model.gradient[vector + c] += delta[others + c, r]
+
+
+@jit
+def backward_other(
+    model: Model, work: Workspace, layer: int, first: bool, x: Array, delta: Array, below: Array
+) -> None:
+    """Gradients of a layer that is not dense; the error signal of its input goes to below, overwriting it."""
+    kind, B = model.layers[layer, KIND], delta.shape[1]
+    n_out, inverse = delta.shape[0], work.inverse[layer]
+    if kind == EMBEDDING:
+        _back_through_embedding(model, layer, first, x, delta)
+        column = model.layers[layer, COLUMN]
+        for j in range(below.shape[0]):
+            for r in range(B):
+                below[j, r] = delta[j - 1 if j > column else j, r] if j != column else 0.0
+    elif kind == SUM:
+        _pass_on(delta, False, below)
+    else:
+        gain = model.theta[model.layers[layer, GAIN] : model.layers[layer, GAIN] + n_out]
+        if kind == SCALE:
+            _gain_gradients(model, layer, first, x, delta)
+            for j in range(n_out):
+                for r in range(B):
+                    below[j, r] = delta[j, r] * gain[j]
+            return
+        hat = rows_of(work.hat, work, model.layers[layer, ROW], n_out, B)
+        _gain_gradients(model, layer, first, hat, delta)
+        if kind == LAYER_NORM:
+            _back_through_rows(gain, hat, inverse, delta, below)
+        else:
+            _back_through_columns(gain, work.share, hat, inverse, delta, below)
+
+
+@jit
 def backward(model: Model, work: Workspace, B: int, first: bool, dropped: bool, input_gradient: bool) -> None:
-    """Error signals and gradients of a chunk, from dJ/dp in ``work.delta``.
+    """Error signals and gradients of a chunk, from dJ/dp in the last layer's place in ``work.errors``.
 
     Gradients overwrite those of the model if the chunk is the batch's first, else add to them. With
-    input_gradient, dJ/dx (n_in, B) of the gathered chunk replaces ``work.inputs``' first features.
+    input_gradient, dJ/dx (n_in, B) of the gathered chunk is left in the first layer's INPUT_ERROR.
     """
-    signal, other = work.delta, work.delta_below
     for layer in range(model.layers.shape[0] - 1, -1, -1):
         n_in, n_out = model.layers[layer, N_IN], model.layers[layer, N_OUT]
-        delta = rows_of(signal, work, 0, n_out, B)
+        delta = rows_of(work.errors, work, model.layers[layer, ERROR], n_out, B)
         if model.layers[layer, ACTIVATION] != IDENTITY or (dropped and model.dropout[layer] > 0.0):
             slope = rows_of(work.slopes, work, model.layers[layer, ROW], n_out, B)
             _multiply(delta, slope)
-        below = model.layers[layer - 1, ROW] if layer > 0 else 0
-        x = rows_of(work.inputs, work, below, n_in, B)
-        dW, db = weights_of(model, model.gradient, layer)
-        partial = work.partial[: n_in * n_out].reshape((n_in, n_out))
-        add_weight_gradient(x, delta, first, partial, dW, db)
-        W, _ = weights_of(model, model.theta, layer)
-        if layer > 0:
-            delta_through(W, delta, rows_of(other, work, 0, n_in, B))
-        elif input_gradient:
-            delta_through(W, delta, x)
-        signal, other = other, signal
+        x = rows_of(work.inputs, work, model.layers[layer, INPUT_ROW], n_in, B)
+        kind, keep = model.layers[layer, KIND], model.layers[layer, KEEP] != 0
+        target = rows_of(work.errors, work, model.layers[layer, INPUT_ERROR], n_in, B)
+        below = rows_of(work.spare, work, 0, n_in, B) if keep else target
+        if kind == DENSE:
+            dW, db = weights_of(model, model.gradient, layer)
+            partial = work.partial[: n_in * n_out].reshape((n_in, n_out))
+            add_weight_gradient(x, delta, first, partial, dW, db)
+            if model.layers[layer, INPUT] >= 0 or input_gradient:
+                W, _ = weights_of(model, model.theta, layer)
+                delta_through(W, delta, below)
+        else:
+            backward_other(model, work, layer, first, x, delta, below)
+            if kind == SUM:
+                other = rows_of(work.errors, work, model.layers[layer, OTHER_ERROR], n_in, B)
+                _pass_on(delta, model.layers[layer, KEEP_OTHER] != 0, other)
+        if keep:
+            _pass_on(below, True, target)
+
+
+@jit
+def move_statistics(model: Model, data: Data, order: Order, start: int, stop: int) -> None:
+    """Move the running statistics towards those of the batch; one row says nothing of the variance."""
+    total = batch_weight(data, order, start, stop)
+    if model.statistics.size == 0 or not total > 0.0:
+        return
+    squares = 0.0
+    for position in range(start, stop):
+        row = order.rows[position] if order.listed else position
+        squares += (float(data.weight[row] if data.weight.size > 0 else 1.0) / total) ** 2
+    for layer in range(model.layers.shape[0]):
+        if model.layers[layer, KIND] == BATCH_NORM:
+            at, n, part = model.layers[layer, STATISTICS], model.layers[layer, N_OUT], model.momentum[layer]
+            for i in range(at, at + n):
+                model.statistics[i] += part * (model.batch_statistics[i] - model.statistics[i])
+            for i in range(at + n, at + 2 * n if squares < 1.0 else 0):
+                variance = model.batch_statistics[i] / (1.0 - squares)
+                model.statistics[i] += part * (variance - model.statistics[i])
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1028,24 +1291,25 @@ def gradient_of_batch(
     Units are dropped for the update after ``step`` others, if that is not negative.
     """
     total_weight = batch_weight(data, order, start, stop)
-    n_in = model.layers[0, N_IN]
-    n_out = model.layers[model.layers.shape[0] - 1, N_OUT]
+    last = model.layers.shape[0] - 1
+    n_in, n_out = model.layers[0, N_IN], model.layers[last, N_OUT]
     loss = 0.0
     for chunk in range(start, stop, work.rows):
         B = min(work.rows, stop - chunk)
         x = rows_of(work.inputs, work, 0, n_in, B)
-        y = rows_of(work.delta_below, work, 0, data.targets.shape[1], B)
-        g = rows_of(work.delta, work, 0, n_out, B)
+        y = rows_of(work.targets, work, 0, data.targets.shape[1], B)
+        g = rows_of(work.errors, work, model.layers[last, ERROR], n_out, B)
         gather(model, data, order, chunk, B, x)
         gather_targets(data, order, chunk, B, y, work.labels)
         gather_shares(data, order, chunk, B, total_weight, work.share)
-        p = forward(model, work, B, step, chunk - start)
+        p = forward(model, work, B, step, chunk - start, True)
         loss += loss_and_delta(model, work, p, y, work.labels, g)
         backward(model, work, B, chunk == start, step >= 0, dX.size > 0)
         if dX.size > 0:
+            dx = rows_of(work.errors, work, model.layers[0, INPUT_ERROR], n_in, B)
             for r in range(B):
                 for f in range(n_in):
-                    dX[chunk + r, f] = x[f, r] * model.scale[f]
+                    dX[chunk + r, f] = dx[f, r] * model.scale[f]
     return loss + add_penalty(model, total_weight)
 
 
@@ -1176,7 +1440,7 @@ def _clip(model: Model) -> None:
 
 @jit
 def _end_of_layer(model: Model, layer: int) -> int:
-    return model.layers[layer, BIASES] + model.layers[layer, N_OUT]
+    return model.layers[layer + 1, WEIGHTS] if layer + 1 < model.layers.shape[0] else model.theta.size
 
 
 @jit
@@ -1190,6 +1454,8 @@ def _layer_of(model: Model, layer: int) -> Model:
         layers,
         model.dropout,
         model.rates,
+        model.epsilon,
+        model.momentum,
         model.seed,
         model.loss,
         model.loss_option,
@@ -1201,6 +1467,8 @@ def _layer_of(model: Model, layer: int) -> Model:
         model.second_moment[start:stop],
         model.third_moment[start:stop],
         model.average,
+        model.statistics,
+        model.batch_statistics,
         model.shift,
         model.scale,
     )
@@ -1329,6 +1597,7 @@ def _copy_state(source: Snapshot, target: Snapshot) -> None:
     _copy(source.second_moment, target.second_moment)
     _copy(source.third_moment, target.third_moment)
     _copy(source.average, target.average)
+    _copy(source.statistics, target.statistics)
 
 
 @jit
@@ -1371,7 +1640,8 @@ def train(
         uint64.
     """
     n = order.rows.size if order.listed else data.X.shape[0]
-    state = Snapshot(model.theta, model.first_moment, model.second_moment, model.third_moment, model.average)
+    moments = model.first_moment, model.second_moment, model.third_moment
+    state = Snapshot(model.theta, *moments, model.average, model.statistics)
     nothing = np.empty((0, 0), model.theta.dtype)
     while budget > 0 and progress[EPOCH] < losses.size and progress[DIVERGED] == 0:
         epoch, start = progress[EPOCH], progress[BATCH] * batch_size
@@ -1388,6 +1658,7 @@ def train(
             progress[STEP] += 1
             rate = learning_rates[epoch, min(start // batch_size, learning_rates.shape[1] - 1)]
             update(model, rate, progress[STEP])
+            move_statistics(model, data, order, start, stop)
         weight = batch_weight(data, order, start, stop)
         sums[0] += loss * weight
         sums[1] += weight
@@ -1420,6 +1691,7 @@ def step(model: Model, data: Data, work: Workspace, order: Order, learning_rate:
     )
     if math.isfinite(loss):
         update(model, learning_rate, number)
+        move_statistics(model, data, order, 0, data.X.shape[0])
     return loss
 
 
@@ -1427,17 +1699,18 @@ def step(model: Model, data: Data, work: Workspace, order: Order, learning_rate:
 def evaluate(model: Model, data: Data, work: Workspace, order: Order, out: Array) -> float:
     """Mean loss without the penalty if there are targets; predictions go to out unless empty."""
     n = data.X.shape[0]
-    n_in, n_out = model.layers[0, N_IN], model.layers[model.layers.shape[0] - 1, N_OUT]
+    last = model.layers.shape[0] - 1
+    n_in, n_out = model.layers[0, N_IN], model.layers[last, N_OUT]
     compared = data.labels.size > 0 or data.targets.size > 0
     total_weight = batch_weight(data, order, 0, n)
     loss = 0.0
     for chunk in range(0, n, work.rows):
         B = min(work.rows, n - chunk)
         gather(model, data, order, chunk, B, rows_of(work.inputs, work, 0, n_in, B))
-        p = forward(model, work, B, -1, 0)
-        g = rows_of(work.delta, work, 0, n_out, B)
+        p = forward(model, work, B, -1, 0, False)
+        g = rows_of(work.errors, work, model.layers[last, ERROR], n_out, B)
         if compared:
-            y = rows_of(work.delta_below, work, 0, data.targets.shape[1], B)
+            y = rows_of(work.targets, work, 0, data.targets.shape[1], B)
             gather_targets(data, order, chunk, B, y, work.labels)
             gather_shares(data, order, chunk, B, total_weight, work.share)
             loss += loss_and_delta(model, work, p, y, work.labels, g)

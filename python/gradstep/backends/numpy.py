@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from gradstep.backends.base import (
     Array,
     Backend,
     Engine,
+    LayerPlan,
     LayerTrace,
     LossOptions,
     Parameters,
@@ -528,15 +530,112 @@ def _transform(X: Array, shift: Array | None, scale: Array | None) -> Array:
     return X if shift is None or scale is None else (X - shift) * scale
 
 
+class Pass(NamedTuple):
+    """One layer on the way forward."""
+
+    x: Array
+    z: Array
+    a: Array
+    normalised: Normalised | None = None
+
+
+class Normalised(NamedTuple):
+    """The inputs of a normalisation with mean 0 and variance 1, and what made them so."""
+
+    x: Array
+    mean: Array
+    variance: Array
+    inverse: Array
+    """``1 / sqrt(variance + epsilon)``."""
+
+
+def _normalised(
+    layer: LayerPlan, parameters: Mapping[str, Array], x: Array, shares: Array | None
+) -> Normalised:
+    """By the statistics of each row, of each column of a batch with these shares, or by the running ones.
+
+    Ba, Kiros and Hinton, "Layer normalization", 2016; Ioffe and Szegedy, "Batch normalization", ICML 2015.
+    """
+    mean: Array
+    variance: Array
+    if layer.kind == "layer_norm":
+        mean = np.mean(x.astype(np.float64), axis=1, keepdims=True)
+        variance = np.mean(np.square(x - mean), axis=1, keepdims=True)
+    elif shares is None:
+        mean, variance = parameters[f"{layer.name}.mean"], parameters[f"{layer.name}.variance"]
+    else:
+        mean = np.sum(shares[:, None] * x, axis=0)
+        variance = np.sum(shares[:, None] * np.square(x - mean), axis=0)
+    inverse = (1 / np.sqrt(variance.astype(np.float64) + layer.epsilon)).astype(x.dtype)
+    return Normalised((x - mean.astype(x.dtype)) * inverse, mean, variance, inverse)
+
+
 def _forward(
-    plan: Plan, parameters: Mapping[str, Array], x: Array, masks: Masks = None
-) -> Iterator[tuple[Array, Array, Array]]:
-    """Input, pre-activation and activation of every layer in turn."""
+    plan: Plan,
+    parameters: Mapping[str, Array],
+    x: Array,
+    masks: Masks = None,
+    shares: Array | None = None,
+) -> list[Pass]:
+    """All layers in turn; batch normalisation takes the running statistics where there are no shares."""
+    passes: list[Pass] = []
+    outputs = {-1: x}
     for index, layer in enumerate(plan.layers):
-        z = x @ parameters[f"{layer.name}.W"] + parameters[f"{layer.name}.b"]
+        source, other = plan.inputs(index)
+        x, normalised = outputs[source], None
+        match layer.kind:
+            case "dense":
+                z = x @ parameters[f"{layer.name}.W"] + parameters[f"{layer.name}.b"]
+            case "sum":
+                z = x + outputs[other]
+            case "scale":
+                z = x * parameters[f"{layer.name}.gain"]
+            case "embedding":
+                vectors = parameters[f"{layer.name}.W"][x[:, layer.column].astype(np.int64)]
+                z = np.hstack([np.delete(x, layer.column, axis=1), vectors])
+            case _:
+                normalised = _normalised(layer, parameters, x, shares)
+                z = normalised.x * parameters[f"{layer.name}.gain"] + parameters[f"{layer.name}.shift"]
         a = ACTIVATIONS[layer.activation].forward(z)
-        yield x, z, a
-        x = a if masks is None or index not in masks else a * masks[index]
+        passes.append(Pass(x, z, a, normalised))
+        outputs[index] = a if masks is None or index not in masks else a * masks[index]
+    return passes
+
+
+def _backward(
+    layer: LayerPlan, parameters: Mapping[str, Array], forward: Pass, delta: Array, shares: Array
+) -> tuple[Array, Array, Callable[[], Array]]:
+    """Gradients of a layer's two parameters, empty for what it lacks, and a way to those of its input."""
+    x, nothing = forward.x, np.zeros(0, delta.dtype)
+    match layer.kind:
+        case "dense":
+            W = parameters[f"{layer.name}.W"]
+            return x.T @ delta, np.sum(delta, axis=0), lambda: delta @ W.T
+        case "sum":
+            return nothing, nothing, lambda: delta
+        case "scale":
+            gain = parameters[f"{layer.name}.gain"]
+            return np.sum(delta * x, axis=0), nothing, lambda: delta * gain
+        case "embedding":
+            others = layer.n_in - 1
+            dW = np.zeros_like(parameters[f"{layer.name}.W"])
+            np.add.at(dW, x[:, layer.column].astype(np.int64), delta[:, others:])
+            return dW, nothing, lambda: np.insert(delta[:, :others], layer.column, 0, axis=1)
+    assert forward.normalised is not None
+    hat, inverse = forward.normalised.x, forward.normalised.inverse
+    d_gain, d_shift = np.sum(delta * hat, axis=0), np.sum(delta, axis=0)
+
+    def below() -> Array:
+        g = delta * parameters[f"{layer.name}.gain"]
+        if layer.kind == "layer_norm":
+            common = np.mean(g, axis=1, keepdims=True) + hat * np.mean(g * hat, axis=1, keepdims=True)
+        else:
+            common = np.sum(g, axis=0) + hat * np.sum(g * hat, axis=0)
+            common = common * shares.astype(g.dtype)[:, None]
+        dx: Array = (g - common) * inverse
+        return dx
+
+    return d_gain, d_shift, below
 
 
 Masks = Mapping[int, Array] | None
@@ -584,7 +683,7 @@ def _batch_l2(plan: Plan, weight: Array | None, n: int) -> float:
 
 
 def _penalty(plan: Plan, parameters: Mapping[str, Array], l2: float) -> float:
-    weights = [parameters[f"{layer.name}.W"] for layer in plan.layers]
+    weights = [parameters[name] for name in plan.trained_shapes() if name.endswith(".W")]
     penalty = 0.0
     if l2:
         penalty += l2 / 2 * sum(float(np.sum(np.square(W, dtype=np.float64))) for W in weights)
@@ -630,6 +729,9 @@ def trace(
         dJ/dW_l = x_l^T delta_l + l2 W_l + l1 sign(W_l)
         dJ/db_l = sum of delta_l over the rows
 
+    Layers that are not dense have ways back of their own (`_backward`); a layer that several others take gets
+    the sum of their signals. Batch normalisation takes the statistics of these rows.
+
     Parameters
     ----------
     plan
@@ -655,33 +757,61 @@ def trace(
     layers : list of LayerTrace
         One entry per layer, first layer first.
     """
-    passes = list(_forward(plan, parameters, _transform(X, shift, scale), masks))
-    loss, gradient = _mean_loss(plan, passes[-1][2], y, weight)
-    l2 = _batch_l2(plan, weight, len(X))
+    propagated = _propagate(plan, parameters, _transform(X, shift, scale), y, weight, masks, False)
+    return propagated.loss, propagated.layers
+
+
+class Propagated(NamedTuple):
+    """A pass forward and back."""
+
+    loss: float
+    layers: list[LayerTrace]
+    passes: list[Pass]
+    shares: Array
+    """What each row contributes to the mean, float64."""
+    input_gradient: Array | None
+
+
+def _propagate(
+    plan: Plan,
+    parameters: Mapping[str, Array],
+    x: Array,
+    y: Array,
+    weight: Array | None,
+    masks: Masks,
+    input_gradient: bool,
+) -> Propagated:
+    """What `trace` says, for transformed inputs."""
+    shares = shares_of(weight, len(x))
+    passes = _forward(plan, parameters, x, masks, shares)
+    loss, gradient = _mean_loss(plan, passes[-1].a, y, weight)
+    l2 = _batch_l2(plan, weight, len(x))
     loss += _penalty(plan, parameters, l2)
 
     layers: list[LayerTrace] = []
+    signals: dict[int, Array] = {len(passes) - 1: gradient}
     for index in reversed(range(len(passes))):
-        layer, (x, z, a) = plan.layers[index], passes[index]
-        W = parameters[f"{layer.name}.W"]
+        layer, forward, gradient = plan.layers[index], passes[index], signals.pop(index)
         if masks is not None and index in masks:
             gradient = gradient * masks[index]
-        delta = gradient * ACTIVATIONS[layer.activation].derivative(z, a)
-        dW = x.T @ delta
-        if l2:
-            dW += l2 * W
-        if plan.l1:
-            dW += plan.l1 * np.sign(W)
-        layers.append(LayerTrace(layer.name, x, z, a, delta, dW, np.sum(delta, axis=0)))
-        gradient = delta @ W.T
-    return loss, layers[::-1]
+        delta = gradient * ACTIVATIONS[layer.activation].derivative(forward.z, forward.a)
+        dW, db, below = _backward(layer, parameters, forward, delta, shares)
+        if l2 and f"{layer.name}.W" in parameters:
+            dW += l2 * parameters[f"{layer.name}.W"]
+        if plan.l1 and f"{layer.name}.W" in parameters:
+            dW += plan.l1 * np.sign(parameters[f"{layer.name}.W"])
+        layers.append(LayerTrace(layer.name, forward.x, forward.z, forward.a, delta, dW, db))
+        for source in plan.inputs(index) if layer.kind == "sum" else plan.inputs(index)[:1]:
+            if source >= 0 or input_gradient:
+                signals[source] = signals[source] + below() if source in signals else below()
+    return Propagated(loss, layers[::-1], passes, shares, signals.get(-1))
 
 
-def _gradients(layers: list[LayerTrace]) -> Parameters:
+def _gradients(plan: Plan, layers: list[LayerTrace]) -> Parameters:
     gradients: Parameters = {}
-    for layer in layers:
-        gradients[f"{layer.name}.W"] = layer.dW
-        gradients[f"{layer.name}.b"] = layer.db
+    for planned, layer in zip(plan.layers, layers, strict=True):
+        for name, gradient in zip(planned.parameter_shapes(), (layer.dW, layer.db), strict=False):
+            gradients[f"{planned.name}.{name}"] = gradient
     return gradients
 
 
@@ -700,14 +830,16 @@ class NumpyEngine(Engine):
         blas_threads.follow_environment()
         self._optimizer = OPTIMIZERS[plan.optimizer]
         self._options = {**self._optimizer.defaults, **plan.optimizer_options}
-        shapes = plan.parameter_shapes()
-        self._parameters = {name: np.zeros(shape, plan.dtype) for name, shape in shapes.items()}
+        shapes = plan.trained_shapes()
+        self._parameters = {
+            name: np.zeros(shape, plan.dtype) for name, shape in plan.parameter_shapes().items()
+        }
         self._moments = {
             name: [np.zeros(shape, plan.dtype) for _ in self._optimizer.moments]
             for name, shape in shapes.items()
         }
-        self._trained = {name: value.copy() for name, value in self._parameters.items()}
-        self._factors = {f"{d.name}.{p}": d.rate_factor for d in plan.layers for p in "Wb"}
+        self._trained = {name: np.zeros(shape, plan.dtype) for name, shape in shapes.items() if plan.averages}
+        self._factors = {f"{d.name}.{p}": d.rate_factor for d in plan.layers for p in d.parameter_shapes()}
         self._step = 0
         self._shift: Array | None = None
         self._scale: Array | None = None
@@ -720,7 +852,8 @@ class NumpyEngine(Engine):
         """Overwrite the named parameters."""
         for name, value in values.items():
             self._parameters[name][...] = value
-            self._trained[name][...] = value
+            if name in self._trained:
+                self._trained[name][...] = value
 
     def optimizer_state(self) -> Parameters:
         """Copies of the step count and of all moments by name."""
@@ -751,10 +884,7 @@ class NumpyEngine(Engine):
         return (slice(start, min(start + rows, n)) for start in range(0, n, rows))
 
     def _output(self, X: Array) -> Array:
-        x = _transform(X, self._shift, self._scale)
-        for _, _, a in _forward(self.plan, self._parameters, x):
-            x = a
-        return x
+        return _forward(self.plan, self._parameters, _transform(X, self._shift, self._scale))[-1].a
 
     @np.errstate(all="ignore")
     def predict(self, X: Array, out: Array) -> None:
@@ -785,17 +915,17 @@ class NumpyEngine(Engine):
         self, X: Array, y: Array, weight: Array | None, input_gradient: bool = False
     ) -> tuple[float, Parameters, Array | None]:
         """Mean loss, the gradient of every parameter, and dJ/dX if asked for."""
-        loss, layers = trace(self.plan, self._parameters, X, y, weight, self._shift, self._scale)
-        dX = None
-        if input_gradient:
-            dX = layers[0].delta @ self._parameters[f"{layers[0].name}.W"].T
-            dX = dX if self._scale is None else dX * self._scale
-        return loss, _gradients(layers), dX
+        x = _transform(X, self._shift, self._scale)
+        found = _propagate(self.plan, self._parameters, x, y, weight, None, input_gradient)
+        dX = found.input_gradient
+        if dX is not None and self._scale is not None:
+            dX = dX * self._scale
+        return found.loss, _gradients(self.plan, found.layers), dX
 
     def _exchange(self) -> None:
         """Swap `_parameters` and `_trained`: what training moves, and what it is outside."""
-        if self.plan.averages:
-            self._parameters, self._trained = self._trained, self._parameters
+        for name, trained in self._trained.items():
+            self._trained[name], self._parameters[name] = self._parameters[name], trained
 
     def _average(self, gain: float) -> None:
         for name, average in self._trained.items():
@@ -810,10 +940,13 @@ class NumpyEngine(Engine):
     @np.errstate(all="ignore")
     def _one_step(self, X: Array, y: Array, weight: Array | None, learning_rate: float) -> float:
         masks = dropout_masks(self.plan, self._step, len(X))
-        loss, layers = trace(self.plan, self._parameters, X, y, weight, self._shift, self._scale, masks)
-        if not np.isfinite(loss):
-            return loss
-        gradients = {name: g for name, g in _gradients(layers).items() if self._factors[name]}
+        x = _transform(X, self._shift, self._scale)
+        found = _propagate(self.plan, self._parameters, x, y, weight, masks, False)
+        if not np.isfinite(found.loss):
+            return found.loss
+        gradients = {
+            name: g for name, g in _gradients(self.plan, found.layers).items() if self._factors[name]
+        }
         _clip(self.plan, gradients)
         self._step += 1
         for name, gradient in gradients.items():
@@ -822,7 +955,19 @@ class NumpyEngine(Engine):
             self._optimizer.update(self._parameters[name], gradient, self._moments[name], update)
         if self.plan.ema_decay:
             self._average(self.plan.ema_gain(self._step))
-        return loss
+        self._move_statistics(found)
+        return found.loss
+
+    def _move_statistics(self, found: Propagated) -> None:
+        """Move the running statistics towards those of a batch; one row says nothing of the variance."""
+        freedom = 1 - float(np.sum(np.square(found.shares)))
+        for layer, forward in zip(self.plan.layers, found.passes, strict=True):
+            if layer.kind != "batch_norm" or forward.normalised is None or not np.any(found.shares):
+                continue
+            mean, variance = (self._parameters[f"{layer.name}.{name}"] for name in ("mean", "variance"))
+            mean += layer.momentum * (forward.normalised.mean - mean)
+            if freedom > 0:
+                variance += layer.momentum * (forward.normalised.variance / freedom - variance)
 
     def train(
         self,

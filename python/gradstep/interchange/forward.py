@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from gradstep.backends.base import Array
+from gradstep.backends.base import Array, LayerPlan, Parameters
 from gradstep.backends.numpy import LOSSES
-from gradstep.layers import dense_plans
+from gradstep.layers import layer_plans
 from gradstep.network import Network
 from gradstep.tables import Column, NumberColumn
 
@@ -113,8 +113,10 @@ def forward_of(model: Any) -> Forward:
         if not np.isfinite(values).all():
             raise ValueError(f"the network cannot be exported: {name} holds NaN or infinity")
     layers = tuple(
-        ForwardLayer(parameters[f"{p.name}.W"], parameters[f"{p.name}.b"], p.activation, p.dropout)
-        for p in dense_plans(network.layers, network.n_in)
+        ForwardLayer(
+            layer.W.astype(network.dtype), layer.b.astype(network.dtype), layer.activation, layer.dropout
+        )
+        for layer in _folded(layer_plans(network.layers, network.n_in), parameters)
     )
     shift, scale = _statistics(config["preprocessing"], network.dtype)
     target_shift, target_scale = _statistics(config["target_preprocessing"], "float64")
@@ -122,6 +124,47 @@ def forward_of(model: Any) -> Forward:
     if link not in ("identity", "exp", "sigmoid", "softmax"):
         raise ValueError(f"a network with the loss {network.loss.name} cannot be exported yet")
     return Forward(network, shift, scale, layers, link, target_shift, target_scale)
+
+
+def _folded(plans: tuple[LayerPlan, ...], parameters: Parameters) -> tuple[ForwardLayer, ...]:
+    """Dense layers that compute the same: gains and shifts go into the products beside them.
+
+    Those that stand between two activations become products with a diagonal matrix.
+    """
+    layers: list[ForwardLayer] = []
+    waiting: tuple[Array, Array] | None = None  # gain and shift in front of the next layer
+    for plan in plans:
+        behind = plan.activation, plan.dropout
+        if plan.kind == "dense":
+            W, b = (parameters[f"{plan.name}.{name}"].astype(np.float64) for name in "Wb")
+            if waiting is not None:
+                W, b, waiting = waiting[0][:, None] * W, waiting[1] @ W + b, None
+            layers.append(ForwardLayer(W, b, *behind))
+            continue
+        gain, shift = _gain_and_shift(plan, parameters)
+        before = layers[-1] if layers else None
+        if waiting is not None:
+            gain, shift = waiting[0] * gain, waiting[1] * gain + shift
+        elif before is not None and before.activation == "identity" and before.dropout == 0:
+            layers[-1] = ForwardLayer(before.W * gain, before.b * gain + shift, *behind)
+            continue
+        waiting = gain, shift
+        if behind != ("identity", 0.0) or plan is plans[-1]:
+            layers.append(ForwardLayer(np.diag(gain), shift, *behind))
+            waiting = None
+    return tuple(layers)
+
+
+def _gain_and_shift(plan: LayerPlan, parameters: Parameters) -> tuple[Array, Array]:
+    """What a layer multiplies every column by and then adds, float64."""
+    own = {name: parameters[f"{plan.name}.{name}"].astype(np.float64) for name in plan.parameter_shapes()}
+    if plan.kind == "scale":
+        return own["gain"], np.zeros(plan.n_out)
+    if plan.kind != "batch_norm":
+        raise ValueError(f"the network cannot be exported: a layer such as {plan.name} has no export yet")
+    mean, variance = (parameters[f"{plan.name}.{name}"].astype(np.float64) for name in ("mean", "variance"))
+    gain = own["gain"] / np.sqrt(variance + plan.epsilon)
+    return gain, own["shift"] - mean * gain
 
 
 def _statistics(config: dict[str, Any], dtype: str) -> tuple[Array | None, Array | None]:

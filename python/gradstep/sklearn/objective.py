@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gradstep.backends.base import DensePlan, LossOptions, Plan
+from gradstep.backends.base import LayerPlan, LossOptions, Plan
 from gradstep.sklearn.settings import Settings
 
 
@@ -75,10 +75,10 @@ def make_prediction_plan(
 
 def _layers(
     widths: tuple[int, ...], activations: tuple[str, ...], dropout: tuple[float, ...] = ()
-) -> tuple[DensePlan, ...]:
+) -> tuple[LayerPlan, ...]:
     rates = (*dropout, *(0.0 for _ in widths))
     return tuple(
-        DensePlan(n_in, n_out, activation, f"dense_{index}", rate)
+        LayerPlan(n_in, n_out, activation, f"dense_{index}", rate)
         for index, (n_in, n_out, activation, rate) in enumerate(
             zip(widths, widths[1:], (*activations, "identity"), rates, strict=False)
         )
