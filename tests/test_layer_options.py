@@ -1,0 +1,173 @@
+"""Layers that are not dense beside everything else: rates, averages, clipping, L-BFGS, other losses, exports."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import gradstep as gs
+from conftest import BACKENDS
+from gradstep.interchange.forward import forward_of
+
+RNG = np.random.default_rng(11)
+ROWS = np.column_stack([RNG.normal(size=(70, 4)), RNG.integers(0, 3, 70)])
+Y = np.stack([np.sin(ROWS[:, 0]) + ROWS[:, 4], ROWS[:, 2] * ROWS[:, 3]], axis=1)
+
+
+def layers(width, factor=1.0):
+    """One of each kind, whose rates are `factor` for all but the dense ones; 0 freezes."""
+    rate = {"trainable": False} if factor == 0 else {"learning_rate_factor": factor}
+    block = [gs.Dense(width), gs.LayerNorm(**rate), gs.Activation("gelu"), gs.Dense(width + 1)]
+    return [
+        gs.Embedding(4, 3, 2, **rate),
+        gs.Scale(**rate),
+        gs.Dense(width, "tanh"),
+        gs.BatchNorm(**rate),
+        gs.Activation("elu"),
+        gs.Residual(block, **rate),
+        gs.Dense(2),
+    ]
+
+
+def make(backend, layers, **settings):
+    settings = {"optimizer": gs.AdamW(0.01), "dtype": "float64", **settings}
+    return gs.Network([gs.Input(5), *layers], backend=getattr(backend, "name", backend), **settings)
+
+
+def state(network):
+    return {**network.parameters(), **network.optimizer_state()}
+
+
+def log_cosh(y, outputs, weight):
+    d = outputs - y
+    return weight @ np.log(np.cosh(d)).sum(axis=1), weight[:, None] * np.tanh(d)
+
+
+SETTINGS = {
+    "penalties": {"l1": 0.01, "l2": 0.1},
+    "clipping": {"optimizer": gs.NAdam(0.01, clip_value=0.05, clip_norm=0.1), "l1": 0.01, "l2": 0.1},
+    "ema": {"averaging": gs.EMA(0.9)},
+    "swa": {"averaging": gs.SWA(2)},
+    "custom loss": {"loss": log_cosh},
+    "gaussian": {"loss": "gaussian_nll"},
+}
+
+
+@pytest.mark.parametrize("factor", [1, 0.1, 0])
+@pytest.mark.parametrize("width", [6, 200])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_options_train_as_the_reference_does(fast_backend, setting, width, factor):
+    targets = Y[:, :1] if setting == "gaussian" else Y
+    found = []
+    for backend in (fast_backend, BACKENDS["numpy"]):
+        net = make(backend, layers(width, factor), **SETTINGS[setting])
+        net.fit(ROWS, targets, sample_weight=np.linspace(0.5, 2, 70), epochs=3, batch_size=16, verbose=0)
+        found.append({**state(net), "predicted": net.predict(ROWS)})
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[1].items():
+        np.testing.assert_allclose(found[0][name], value, rtol=1e-7, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize("width", [6, 200])
+def test_frozen_layers_of_every_kind_stay_but_for_their_statistics(backend, width):
+    net = make(backend, layers(width, 0), l1=0.1, l2=0.1)
+    before = state(net)
+    net.fit(ROWS, Y, epochs=2, verbose=0)
+    frozen = ("embedding_0", "scale_0", "batch_norm_0", "layer_norm_0", "projection_0")
+    for name, value in state(net).items():
+        stays = name.startswith(frozen) and not name.endswith((".mean", ".variance"))
+        assert np.array_equal(value, before[name]) == stays, name
+
+
+def test_a_factor_scales_the_first_update_of_a_layer(backend):
+    moved = []
+    for factor in (1, 0.5):
+        net = make(backend, layers(6, factor), optimizer=gs.GradientDescent(0.1))
+        before = net.parameters()
+        net.step(ROWS, Y)
+        moved.append({name: value - before[name] for name, value in net.parameters().items()})
+    for name in (
+        "embedding_0.W",
+        "scale_0.gain",
+        "batch_norm_0.shift",
+        "layer_norm_0.gain",
+        "projection_0.b",
+    ):
+        np.testing.assert_allclose(moved[1][name], 0.5 * moved[0][name], rtol=1e-6, atol=1e-12, err_msg=name)
+    np.testing.assert_allclose(moved[1]["dense_0.W"], moved[0]["dense_0.W"], rtol=1e-6, atol=1e-12)
+
+
+def test_an_average_is_predicted_with_right_after_training(backend):
+    """Predictions keep folded parameters, which an exchange of the average must renew."""
+    net = make(backend, layers(6), averaging=gs.EMA(0.5))
+    net.fit(ROWS, Y, epochs=2, verbose=0)
+    net.predict(ROWS)
+    net.step(ROWS, Y)
+    fresh = make(backend, layers(6))
+    fresh.set_parameters(net.parameters())
+    np.testing.assert_allclose(net.predict(ROWS), fresh.predict(ROWS), rtol=1e-12)
+
+
+def test_training_goes_on_exactly_from_a_checkpoint(backend, tmp_path):
+    settings = {"averaging": gs.EMA(0.9), "optimizer": gs.Adam(0.01, clip_norm=1.0)}
+    whole = make(backend, layers(6), **settings)
+    whole.fit(ROWS, Y, epochs=4, batch_size=16, verbose=0)
+    part = make(backend, layers(6), **settings)
+    part.fit(ROWS, Y, epochs=2, batch_size=16, verbose=0, callbacks=[gs.Checkpoint(tmp_path)])
+    again = gs.load_checkpoint(tmp_path, backend=backend.name)
+    again.fit(ROWS, Y, epochs=2, batch_size=16, verbose=0)
+    expected = state(whole)
+    for name, value in state(again).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+def test_lbfgs_trains_all_but_batch_normalisation(backend):
+    pytest.importorskip("scipy")
+    without = [layer for layer in layers(6) if not isinstance(layer, gs.BatchNorm | gs.Activation)]
+    net = make(backend, without, optimizer=gs.LBFGS(), l2=0.01)
+    net.fit(ROWS, Y, epochs=15, verbose=0)
+    assert net.history["loss"][-1] < 0.3 * net.history["loss"][0]
+    with pytest.raises(ValueError, match="LBFGS cannot be combined with BatchNorm"):
+        make(backend, layers(6), optimizer=gs.LBFGS())
+    inside = [gs.Residual([gs.Dense(3), gs.Dropout(0.1), gs.Dense(5)]), gs.Dense(2)]
+    with pytest.raises(ValueError, match="LBFGS cannot be combined with Dropout"):
+        make(backend, inside, optimizer=gs.LBFGS())
+
+
+FOLDED = {
+    "behind products": [gs.Dense(4), gs.BatchNorm(), gs.Activation("tanh"), gs.Dropout(0.1), gs.Dense(2)],
+    "behind an activation": [gs.Dense(4, "tanh"), gs.BatchNorm(), gs.Scale(), gs.Dense(2)],
+    "between activations": [gs.Dense(4, "tanh"), gs.BatchNorm(), gs.Activation("relu"), gs.Dense(2)],
+    "in front": [gs.BatchNorm(), gs.Scale(), gs.Dense(2)],
+    "at the end": [gs.Dense(4, "relu"), gs.Dense(2), gs.BatchNorm(), gs.Scale()],
+    "at the end, behind an activation": [gs.Dense(2, "tanh"), gs.Scale()],
+}
+
+
+@pytest.mark.parametrize("place", FOLDED)
+def test_exports_take_gains_and_shifts_into_products(place):
+    net = make("numpy", FOLDED[place])
+    net.fit(ROWS, Y, epochs=3, verbose=0)
+    x = ROWS
+    for layer in forward_of(net).layers:
+        z = x @ layer.W + layer.b
+        x = {"identity": z, "tanh": np.tanh(z), "relu": np.maximum(z, 0)}[layer.activation]
+    np.testing.assert_allclose(x, net.predict(ROWS), rtol=1e-10, atol=1e-12)
+
+
+def test_diagrams_and_tables_name_what_is_special():
+    net = make("numpy", layers(6, 0.5))
+    text = repr(net)
+    for expected in ("identity, + projection_0", "elu, learning rate x 0.5"):
+        assert expected in text
+    assert "frozen" in repr(make("numpy", layers(6, 0)))
+    picture = str(gs.plot.network(net))
+    assert ">+ projection_0<" in picture
+    assert "batch_norm_0" in picture
+
+
+def test_layers_keep_their_rates_in_their_description():
+    for layer in layers(6, 0.5):
+        assert gs.layers.layer_from_config(layer.to_config()) == layer
+    with pytest.raises(ValueError, match="learning_rate_factor must be greater than 0"):
+        dataclasses.replace(gs.Scale(), learning_rate_factor=0.0)
