@@ -488,3 +488,59 @@ def test_warnings_point_at_the_line_that_called(diabetes, solver, method, wrap, 
         warnings.simplefilter("always")
         getattr(model, method)(*diabetes)
     assert [warning.filename for warning in found] == [__file__] * count
+
+
+@pytest.mark.parametrize("kind", ["batch", "layer"])
+def test_normalization_trains_predicts_and_is_kept(digits, kind, tmp_path):
+    X, y = digits
+    model = MLPClassifier((40, 30), max_iter=15, normalization=kind, learning_rate_init=0.02, random_state=0)
+    model.fit(X, y)
+    assert model.score(X, y) > 0.95
+    names = {"gain", "shift", *(("mean", "variance") if kind == "batch" else ())}
+    assert [own.keys() for own in model.normalizations_] == [names, names]
+    assert [own["gain"].shape for own in model.normalizations_] == [(40,), (30,)]
+    network = model.to_network()
+    np.testing.assert_allclose(network.predict(X), model.predict_proba(X), rtol=1e-9)
+    model.save(tmp_path / "model.safetensors")
+    loaded = MLPClassifier.load(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(loaded.predict_proba(X), model.predict_proba(X))
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).predict_proba(X), model.predict_proba(X))
+
+
+def test_normalization_goes_on_where_it_was_and_only_there(digits):
+    X, y = digits
+    parameters = {"hidden_layer_sizes": (20,), "normalization": "batch", "random_state": 0, "shuffle": False}
+    whole = MLPClassifier(max_iter=4, **parameters).fit(X, y)
+    part = MLPClassifier(max_iter=1, **parameters)
+    for _ in range(4):
+        part.partial_fit(X, y, classes=np.unique(y))
+    np.testing.assert_allclose(part.predict_proba(X), whole.predict_proba(X), rtol=1e-9)
+    with pytest.raises(ValueError, match="go on with the normalization of before"):
+        part.set_params(normalization="layer").partial_fit(X, y)
+
+
+def test_normalization_takes_sparse_rows_and_early_stopping(digits):
+    X, y = digits
+    parameters = {"normalization": "batch", "early_stopping": True, "max_iter": 8, "random_state": 0}
+    parameters |= {"batch_size": 32, "learning_rate_init": 0.01}
+    dense = MLPClassifier((20,), **parameters).fit(X, y)
+    sparse = MLPClassifier((20,), **parameters).fit(scipy.sparse.csr_array(X), y)
+    np.testing.assert_allclose(sparse.predict_proba(X), dense.predict_proba(X), rtol=1e-7)
+    assert dense.best_validation_score_ > 0.6
+
+
+def test_unknown_normalization_and_lbfgs_are_errors(digits):
+    X, y = digits
+    with pytest.raises(ValueError, match="unknown normalization"):
+        MLPClassifier(normalization="group").fit(X, y)
+    with pytest.raises(ValueError, match="normalization needs the solver adam or sgd"):
+        MLPClassifier(normalization="layer", solver="lbfgs").fit(X, y)
+
+
+def test_a_normalized_regressor_learns(diabetes):
+    X, y = diabetes
+    model = MLPRegressor(hidden_layer_sizes=(30,), normalization="layer", max_iter=60, random_state=0).fit(
+        X, y
+    )
+    assert model.score(X, y) > 0.5
+    np.testing.assert_allclose(model.to_network().predict(X)[:, 0], model.predict(X), rtol=1e-8)

@@ -19,7 +19,14 @@ from gradstep.losses import Loss
 from gradstep.network import Network
 from gradstep.sklearn.callbacks import CallbackSupportMixin, EpochHooks, FitHooks
 from gradstep.sklearn.lbfgs import minimize
-from gradstep.sklearn.model import initial_coefficients, make_engine, set_coefficients, threads
+from gradstep.sklearn.model import (
+    Coefficients,
+    initial_coefficients,
+    initial_normalizations,
+    make_engine,
+    set_coefficients,
+    threads,
+)
 from gradstep.sklearn.objective import Objective, make_plan, make_prediction_plan
 from gradstep.sklearn.persistence import Persistent, network_of
 from gradstep.sklearn.rows import Rows, make_rows, predict
@@ -64,6 +71,7 @@ class Perceptron(Persistent, CallbackSupportMixin, BaseEstimator):  # type: igno
 
     coefs_: list[Array]
     intercepts_: list[Array]
+    normalizations_: list[dict[str, Array]]
     loss_: float
     loss_curve_: list[float]
     best_loss_: Any
@@ -160,7 +168,7 @@ class Perceptron(Persistent, CallbackSupportMixin, BaseEstimator):  # type: igno
         self._check_shapes(plan)
         given_rows = self._validation_rows(validation, dtype)
         hooks = EpochHooks(self, settings) if incremental else self._fit_hooks(settings, given)
-        engine = make_engine(plan, self.backend, self.coefs_, self.intercepts_)
+        engine = make_engine(plan, self.backend, Coefficients.of(self))
         if settings.is_stochastic:
             first_update = self._restore_optimizer(engine, settings, incremental)
             split = self._split(engine, rows, given_rows, settings, random_state)
@@ -222,9 +230,11 @@ class Perceptron(Persistent, CallbackSupportMixin, BaseEstimator):  # type: igno
         dtype: str,
     ) -> None:
         """Initial coefficients, and attributes as before the first epoch."""
-        widths = (plan.n_in, *(layer.n_out for layer in plan.layers))
+        widths = (plan.n_in, *settings.hidden, plan.n_out)
         activation = self.activation if isinstance(self.activation, str) else "relu"
-        self.coefs_, self.intercepts_ = initial_coefficients(widths, activation, random_state, dtype)
+        coefs, intercepts = initial_coefficients(widths, activation, random_state, dtype)
+        self.__dict__.pop("normalizations_", None)
+        Coefficients(coefs, intercepts, initial_normalizations(plan)).give_to(self)
         self.n_iter_ = self.t_ = 0
         self.n_outputs_, self.n_layers_ = plan.n_out, len(widths)
         self.out_activation_ = objective.out_activation
@@ -240,12 +250,15 @@ class Perceptron(Persistent, CallbackSupportMixin, BaseEstimator):  # type: igno
 
     def _check_shapes(self, plan: Plan) -> None:
         had = [W.shape for W in self.coefs_]
-        wanted = [(layer.n_in, layer.n_out) for layer in plan.layers]
+        wanted = [(layer.n_in, layer.n_out) for layer in plan.layers if layer.kind == "dense"]
         if had != wanted:
             raise ValueError(
                 f"training can only go on with the shapes of before, {had}, but hidden_layer_sizes and the "
                 f"data ask for {wanted}"
             )
+        kind = next((layer.kind for layer in plan.layers if layer.kind != "dense"), None)
+        if Coefficients.of(self).normalization != kind:
+            raise ValueError("training can only go on with the normalization of before")
 
     def _restore_optimizer(self, engine: Engine, settings: Settings, incremental: bool) -> int:
         """Go on with the optimizer of before, where partial_fit does; returns its updates so far."""
@@ -303,15 +316,16 @@ class Perceptron(Persistent, CallbackSupportMixin, BaseEstimator):  # type: igno
         check_is_fitted(self)
         dtype = self.coefs_[0].dtype
         X = validate_data(self, X, accept_sparse=SPARSE, dtype=dtype, order="C", reset=False)
-        widths = (self.coefs_[0].shape[0], *(W.shape[1] for W in self.coefs_))
-        activations = engine_activations(self.activation, len(widths) - 2)
-        plan = make_prediction_plan(widths, activations, self.out_activation_, dtype.name)
+        values = Coefficients.of(self)
+        activations = engine_activations(self.activation, len(values.coefs) - 1)
+        kind = values.normalization
+        plan = make_prediction_plan(values.widths, activations, kind, self.out_activation_, dtype.name)
         known = _engines.get(self)
         if known is not None and known[:2] == (plan, self.backend):
             engine = known[2]
-            set_coefficients(engine, self.coefs_, self.intercepts_)
+            set_coefficients(engine, values)
         else:
-            engine = make_engine(plan, self.backend, self.coefs_, self.intercepts_)
+            engine = make_engine(plan, self.backend, values)
             _engines[self] = plan, self.backend, engine
         with threads(check_threads(self.n_jobs)):
             return predict(engine, X)

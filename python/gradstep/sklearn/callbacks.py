@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gradstep.backends.base import Array
+from gradstep.sklearn.model import Coefficients
 from gradstep.sklearn.settings import Settings
 
 if TYPE_CHECKING:
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
-Coefficients = Callable[[], tuple[list[Array], list[Array]]]
-"""Reads coefs_ and intercepts_ as they are now."""
+Read = Callable[[], Coefficients]
+"""Reads the coefficients as they are now."""
 
 try:
     from sklearn.callback import CallbackSupportMixin, with_callbacks
@@ -54,11 +54,11 @@ class EpochHooks:
     def epoch_begins(self) -> None:
         """Before an epoch."""
 
-    def epoch_ended(self, read: Coefficients) -> bool:
+    def epoch_ended(self, read: Read) -> bool:
         """After an epoch; whether someone wants to stop."""
         if not self.functions:
             return False
-        self.estimator.coefs_, self.estimator.intercepts_ = read()
+        read().give_to(self.estimator)
         answers = [bool(function(self.estimator)) for function in self.functions]  # all are called
         return any(answers)
 
@@ -93,13 +93,12 @@ class FitHooks(EpochHooks):
         self.epoch = self.fit.subcontext(task_name="epoch")
         self.epoch.call_on_fit_task_begin(estimator=self.estimator, **self.data)
 
-    def epoch_ended(self, read: Coefficients) -> bool:
+    def epoch_ended(self, read: Read) -> bool:
         """After an epoch; whether someone wants to stop."""
         stop = super().epoch_ended(read)
 
         def attributes() -> dict[str, Any]:
-            coefs, intercepts = read()
-            return {"coefs_": coefs, "intercepts_": intercepts}
+            return read().attributes()
 
         ended = self.epoch.call_on_fit_task_end(
             estimator=self.estimator, reconstruction_attributes=attributes, **self.data
@@ -110,7 +109,7 @@ class FitHooks(EpochHooks):
         """After the last epoch."""
 
         def attributes() -> dict[str, Any]:
-            return {"coefs_": self.estimator.coefs_, "intercepts_": self.estimator.intercepts_}
+            return Coefficients.of(self.estimator).attributes()
 
         self.fit.call_on_fit_task_end(
             estimator=self.estimator, reconstruction_attributes=attributes, **self.data

@@ -13,7 +13,7 @@ from gradstep.backends.base import Array, Engine
 from gradstep.lbfgs import minimize as minimize_by_lbfgs
 from gradstep.lbfgs import pack, set_packed, unpack
 from gradstep.sklearn.callbacks import EpochHooks
-from gradstep.sklearn.model import coefficients
+from gradstep.sklearn.model import Coefficients, coefficients
 from gradstep.sklearn.objective import Objective
 from gradstep.sklearn.rows import Rows
 from gradstep.sklearn.settings import Settings
@@ -34,14 +34,10 @@ class _Function:
         self.l2 = alpha / weight if weight > 0 else 0.0
         self.weights = sum(layer.n_in * layer.n_out for layer in engine.plan.layers)
 
-    def unpack(self, theta: Array) -> tuple[list[Array], list[Array]]:
-        """Views of the packed coefficients."""
-        return coefficients(self.engine.plan, unpack(self.engine.plan, theta))
-
-    def copies(self, theta: Array) -> tuple[list[Array], list[Array]]:
+    def copies(self, theta: Array) -> Coefficients:
         """Copies of the packed coefficients."""
-        coefs, intercepts = self.unpack(theta)
-        return [W.copy() for W in coefs], [b.copy() for b in intercepts]
+        parameters = unpack(self.engine.plan, theta)
+        return coefficients(self.engine.plan, {name: value.copy() for name, value in parameters.items()})
 
     def __call__(self, theta: Array) -> tuple[float, Array]:
         """Loss and gradient."""
@@ -133,4 +129,4 @@ def minimize(
         )
     estimator.n_iter_ = max(1, min(int(result.nit), settings.max_iter))
     estimator.loss_ = float(result.fun)
-    estimator.coefs_, estimator.intercepts_ = function.copies(result.x)
+    function.copies(result.x).give_to(estimator)

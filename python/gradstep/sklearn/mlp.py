@@ -86,6 +86,9 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
     dropout : float or sequence of float, default 0
         Share of the hidden layers' outputs that an update drops, for all of them or for each; predictions
         use all.
+    normalization : {"batch", "layer"} or None, default None
+        Normalises the outputs of every hidden layer in front of its activation, over the rows of the batch or
+        over the units of each row; see `gradstep.BatchNorm` and `gradstep.LayerNorm`. Not for lbfgs.
     n_jobs : int or None, default None
         Threads; -1 for all cores, None for what `gradstep.set_num_threads` or the environment says.
     backend : {"auto", "cpp", "numba", "numpy"}, default "auto"
@@ -102,6 +105,9 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
         Labels, sorted.
     coefs_, intercepts_ : list of ndarray
         Weights (n_in, n_out) and biases (n_out,) of the layers.
+    normalizations_ : list of dict
+        With ``normalization``, the gain and shift of every hidden layer, and the running mean and variance of
+        "batch", (n_out,) each.
     loss_ : float
         Loss of the last epoch.
     best_loss_ : float or None
@@ -169,6 +175,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
         max_fun: int = 15000,
         class_weight: Any = None,
         dropout: Any = 0.0,
+        normalization: str | None = None,
         n_jobs: int | None = None,
         backend: str = "auto",
         callbacks: Any = None,
@@ -419,7 +426,7 @@ class MLPRegressor(RegressorMixin, Perceptron):  # type: ignore[misc]
         Least improvement, output, continuation, momentum of sgd.
     early_stopping, validation_fraction, beta_1, beta_2, epsilon, n_iter_no_change, max_fun : optional
         Early stopping, adam, lbfgs.
-    dropout, n_jobs, backend, callbacks, time_budget : optional
+    dropout, normalization, n_jobs, backend, callbacks, time_budget : optional
         Not in scikit-learn.
 
     Attributes
@@ -428,8 +435,10 @@ class MLPRegressor(RegressorMixin, Perceptron):  # type: ignore[misc]
         R2 of the held-out rows, with early stopping; mean D2 of the pinball losses for several quantiles.
     out_activation_ : str
         identity, or exp for poisson.
-    coefs_, intercepts_, loss_, best_loss_, loss_curve_, best_validation_score_ : as for `MLPClassifier`
-        Parameters and losses.
+    coefs_, intercepts_, normalizations_ : as for `MLPClassifier`
+        Parameters.
+    loss_, best_loss_, loss_curve_, best_validation_score_ : as for `MLPClassifier`
+        Losses.
     validation_loss_curve_, n_iter_, t_, n_layers_, n_outputs_, n_features_in_ : as for `MLPClassifier`
         Losses of given rows, counts.
 
@@ -471,6 +480,7 @@ class MLPRegressor(RegressorMixin, Perceptron):  # type: ignore[misc]
         n_iter_no_change: float = 10,
         max_fun: int = 15000,
         dropout: Any = 0.0,
+        normalization: str | None = None,
         n_jobs: int | None = None,
         backend: str = "auto",
         callbacks: Any = None,

@@ -5,36 +5,100 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gradstep import backends
-from gradstep.backends.base import Array, Engine, Parameters, Plan
+from gradstep.backends.base import Array, Engine, LayerPlan, Parameters, Plan
 
 
-def make_engine(plan: Plan, backend: str, coefs: Sequence[Array], intercepts: Sequence[Array]) -> Engine:
+class Coefficients(NamedTuple):
+    """What an estimator learns: its attributes of the same names with an underscore behind."""
+
+    coefs: list[Array]
+    """W of every layer, (n_in, n_out)."""
+    intercepts: list[Array]
+    """b of every layer, (n_out,)."""
+    normalizations: list[dict[str, Array]]
+    """Of every hidden layer: gain and shift, and of batch normalisation mean and variance, (n_out,) each."""
+
+    @classmethod
+    def of(cls, estimator: Any) -> Coefficients:
+        """Those that an estimator has."""
+        return cls(estimator.coefs_, estimator.intercepts_, getattr(estimator, "normalizations_", []))
+
+    def attributes(self) -> dict[str, Any]:
+        """By the names that an estimator gives them; one that normalises nothing is as scikit-learn's."""
+        learnt = {"coefs_": self.coefs, "intercepts_": self.intercepts}
+        return learnt | ({"normalizations_": self.normalizations} if self.normalizations else {})
+
+    def give_to(self, estimator: Any) -> None:
+        """Make them the estimator's."""
+        vars(estimator).update(self.attributes())
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of the input and of all layers."""
+        return (self.coefs[0].shape[0], *(W.shape[1] for W in self.coefs))
+
+    @property
+    def normalization(self) -> str | None:
+        """Kind of the engine's layers that normalise."""
+        if not self.normalizations:
+            return None
+        return "batch_norm" if "mean" in self.normalizations[0] else "layer_norm"
+
+
+def make_engine(plan: Plan, backend: str, values: Coefficients) -> Engine:
     """An engine with these parameters."""
     engine = backends.get(backend).make_engine(plan)
-    set_coefficients(engine, coefs, intercepts)
+    set_coefficients(engine, values)
     return engine
 
 
-def set_coefficients(engine: Engine, coefs: Sequence[Array], intercepts: Sequence[Array]) -> None:
+def named(values: Coefficients) -> Parameters:
+    """The coefficients by the engine's names."""
+    parameters: Parameters = {}
+    for index, (W, b) in enumerate(zip(values.coefs, values.intercepts, strict=True)):
+        parameters[f"dense_{index}.W"], parameters[f"dense_{index}.b"] = W, b
+    for index, own in enumerate(values.normalizations):
+        parameters |= {f"{values.normalization}_{index}.{name}": value for name, value in own.items()}
+    return parameters
+
+
+def set_coefficients(engine: Engine, values: Coefficients) -> None:
     """Overwrite the engine's parameters."""
     dtype = engine.plan.dtype
-    parameters: Parameters = {}
-    for layer, W, b in zip(engine.plan.layers, coefs, intercepts, strict=True):
-        parameters[f"{layer.name}.W"] = np.ascontiguousarray(W, dtype)
-        parameters[f"{layer.name}.b"] = np.ascontiguousarray(b, dtype)
-    engine.set_parameters(parameters)
+    engine.set_parameters({name: np.ascontiguousarray(v, dtype) for name, v in named(values).items()})
 
 
-def coefficients(plan: Plan, parameters: Parameters) -> tuple[list[Array], list[Array]]:
-    """Parameters by name as lists of W (n_in, n_out) and of b (n_out,)."""
-    return (
-        [parameters[f"{layer.name}.W"] for layer in plan.layers],
-        [parameters[f"{layer.name}.b"] for layer in plan.layers],
+def coefficients(plan: Plan, parameters: Parameters) -> Coefficients:
+    """Parameters by name as an estimator keeps them."""
+    dense = [layer.name for layer in plan.layers if layer.kind == "dense"]
+    return Coefficients(
+        [parameters[f"{name}.W"] for name in dense],
+        [parameters[f"{name}.b"] for name in dense],
+        [
+            {name: parameters[f"{layer.name}.{name}"] for name in _shapes(layer)}
+            for layer in plan.layers
+            if layer.kind != "dense"
+        ],
     )
+
+
+def initial_normalizations(plan: Plan) -> list[dict[str, Array]]:
+    """What changes nothing but for the normalisation itself."""
+    others = [layer for layer in plan.layers if layer.kind != "dense"]
+    return [{name: _initial(name, shape, plan.dtype) for name, shape in _shapes(d).items()} for d in others]
+
+
+def _initial(name: str, shape: tuple[int, ...], dtype: str) -> Array:
+    return np.full(shape, name in ("gain", "variance"), dtype)
+
+
+def _shapes(layer: LayerPlan) -> dict[str, tuple[int, ...]]:
+    return {**layer.parameter_shapes(), **layer.statistics_shapes()}
 
 
 def initial_coefficients(

@@ -8,6 +8,7 @@ same number gives the same trajectory.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 from gradstep.backends.base import LayerPlan, LossOptions, Plan
@@ -41,7 +42,7 @@ def make_plan(
     widths: tuple[int, ...], settings: Settings, objective: Objective, dtype: str, seed: int = 0
 ) -> Plan:
     """The engine's plan of an estimator's network; widths are those of the input and of all layers."""
-    layers = _layers(widths, settings.activations, settings.dropout)
+    layers = _layers(widths, settings.activations, settings.normalization, settings.dropout)
     if settings.solver == "lbfgs":  # its penalty is added outside, where the rows may come in blocks
         return Plan(layers, objective.loss, "gradient_descent", objective.options, dtype=dtype)
     return Plan(
@@ -66,23 +67,34 @@ _LOSS_OF_LINK = {
 
 
 def make_prediction_plan(
-    widths: tuple[int, ...], activations: tuple[str, ...], out_activation: str, dtype: str
+    widths: tuple[int, ...],
+    activations: tuple[str, ...],
+    normalization: str | None,
+    out_activation: str,
+    dtype: str,
 ) -> Plan:
     """A plan that only predicts; it keeps no moments."""
-    layers = _layers(widths, activations)
+    layers = _layers(widths, activations, normalization)
     return Plan(layers, _LOSS_OF_LINK[out_activation], "gradient_descent", dtype=dtype)
 
 
 def _layers(
-    widths: tuple[int, ...], activations: tuple[str, ...], dropout: tuple[float, ...] = ()
+    widths: tuple[int, ...],
+    activations: tuple[str, ...],
+    normalization: str | None,
+    dropout: tuple[float, ...] = (),
 ) -> tuple[LayerPlan, ...]:
-    rates = (*dropout, *(0.0 for _ in widths))
-    return tuple(
-        LayerPlan(n_in, n_out, activation, f"dense_{index}", rate)
-        for index, (n_in, n_out, activation, rate) in enumerate(
-            zip(widths, widths[1:], (*activations, "identity"), rates, strict=False)
-        )
-    )
+    rates = dropout or (0.0,) * len(activations)
+    layers = []
+    for index, (n_in, n_out) in enumerate(itertools.pairwise(widths[:-1])):
+        if normalization is not None:
+            layers.append(LayerPlan(n_in, n_out, "identity", f"dense_{index}"))
+            n_in = n_out
+        kind = normalization or "dense"
+        name = f"{kind}_{index}"
+        layers.append(LayerPlan(n_in, n_out, activations[index], name, rates[index], kind=kind))
+    layers.append(LayerPlan(widths[-2], widths[-1], "identity", f"dense_{len(widths) - 2}"))
+    return tuple(layers)
 
 
 def _optimizer_options(settings: Settings, scale: float) -> dict[str, float]:

@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gradstep.io import read_model, write_model
-from gradstep.layers import Dense, Dropout, Input
+from gradstep.layers import Activation, BatchNorm, Dense, Input, Layer, LayerNorm
 from gradstep.losses import Loss, loss_from_config
 from gradstep.network import Network
 from gradstep.schedules import SCHEDULE_CLASSES
+from gradstep.sklearn.model import Coefficients, named
 from gradstep.tables import TableEncoder
 
 Tensors = dict[str, np.ndarray[Any, Any]]
@@ -199,14 +200,16 @@ def _unpack(value: Any, tensors: Tensors) -> Any:
 
 def network_of(estimator: Any, loss: Loss, activations: tuple[str, ...], backend: str) -> Network:
     """A network with a fitted perceptron's coefficients."""
-    coefs, intercepts = estimator.coefs_, estimator.intercepts_
-    layers: list[Input | Dense | Dropout] = [Input(coefs[0].shape[0])]
-    layers += [
-        Dense(W.shape[1], activation) for W, activation in zip(coefs, (*activations, "identity"), strict=True)
-    ]
-    network = Network(layers, loss=loss, optimizer="adam", dtype=coefs[0].dtype.name, backend=backend)
-    parameters = {}
-    for index, (W, b) in enumerate(zip(coefs, intercepts, strict=True)):
-        parameters[f"dense_{index}.W"], parameters[f"dense_{index}.b"] = W, b
-    network.set_parameters(parameters)
+    values = Coefficients.of(estimator)
+    layers: list[Layer] = [Input(values.widths[0])]
+    for width, activation in zip(values.widths[1:], activations, strict=False):
+        if values.normalization is None:
+            layers.append(Dense(width, activation))
+        else:
+            norm = BatchNorm() if values.normalization == "batch_norm" else LayerNorm()
+            layers += [Dense(width), norm, Activation(activation)]
+    layers.append(Dense(values.widths[-1]))
+    dtype = values.coefs[0].dtype.name
+    network = Network(layers, loss=loss, optimizer="adam", dtype=dtype, backend=backend)
+    network.set_parameters(named(values))
     return network

@@ -29,6 +29,8 @@ class Settings:
     """Names of the engine, one for each hidden layer."""
     dropout: tuple[float, ...]
     """Shares of the hidden layers' outputs that an update drops."""
+    normalization: str | None
+    """Kind of the engine's layer between the products and the activation of every hidden layer."""
     solver: str
     alpha: float
     batch_size: int | None
@@ -77,6 +79,7 @@ def check_settings(parameters: Mapping[str, Any]) -> Settings:
         hidden=hidden,
         activations=engine_activations(p["activation"], len(hidden)),
         dropout=_dropout(p["dropout"], len(hidden), p["solver"]),
+        normalization=_normalization(p["normalization"], p["solver"]),
         solver=check_name("solver", p["solver"], SOLVERS),
         alpha=check_real("alpha", p["alpha"], minimum=0.0),
         batch_size=_batch_size(p["batch_size"]),
@@ -142,6 +145,15 @@ def _dropout(rates: Any, layers: int, solver: Any) -> tuple[float, ...]:
             "dropout needs the solver adam or sgd: lbfgs wants the same loss at every evaluation"
         )
     return checked[:layers]
+
+
+def _normalization(name: Any, solver: Any) -> str | None:
+    if name is None:
+        return None
+    check_name("normalization", name, ("batch", "layer"))
+    if solver == "lbfgs":
+        raise ValueError("normalization needs the solver adam or sgd")
+    return f"{name}_norm"
 
 
 def _batch_size(value: Any) -> int | None:

@@ -17,7 +17,7 @@ from sklearn.model_selection import train_test_split
 from gradstep.backends.base import Array, Engine
 from gradstep.schedules import factors_of
 from gradstep.sklearn.callbacks import EpochHooks
-from gradstep.sklearn.model import coefficients
+from gradstep.sklearn.model import Coefficients, coefficients
 from gradstep.sklearn.objective import Objective
 from gradstep.sklearn.rows import Rows
 from gradstep.sklearn.settings import Settings
@@ -103,7 +103,7 @@ class StochasticSolver:
         self.batch_size = self._batch_size()
         self.updates = first_update
         # Where no epoch has a score, the coefficients stay what they were.
-        self.best = None if split.score is None else (estimator.coefs_, estimator.intercepts_)
+        self.best = None if split.score is None else Coefficients.of(estimator)
 
     def run(self, hooks: EpochHooks, *, incremental: bool) -> None:
         """Train until the settings say stop; for one epoch if incremental."""
@@ -218,11 +218,11 @@ class StochasticSolver:
         budget = self.settings.time_budget
         return budget is not None and time.perf_counter() - start >= budget
 
-    def _coefficients(self) -> tuple[list[Array], list[Array]]:
+    def _coefficients(self) -> Coefficients:
         return coefficients(self.engine.plan, self.engine.parameters())
 
     def _finish(self) -> None:
         """The coefficients of the end, or the best ones of early stopping."""
         estimator = self.estimator
-        estimator.coefs_, estimator.intercepts_ = self.best or self._coefficients()
+        (self.best or self._coefficients()).give_to(estimator)
         estimator._optimizer_state = self.engine.optimizer_state()
