@@ -28,6 +28,17 @@ OPTIMIZERS: dict[str, dict[str, float]] = {
     "lion": {"weight_decay": 0.01},
 }
 """Options beside BETA1, BETA2 and EPSILON; lion has BETA1 for both of its."""
+BLOCKS = ("layer_norm", "batch_norm", "residual", "scale", "embedding", "dropout")
+"""What hidden layers may be: normalised in front of their activation, with their inputs added to their outputs,
+with a weight for each input, behind an embedding of column 0, with outputs that are dropped."""
+CATEGORIES, EMBEDDED, DROPPED = 100, 8, 0.2
+"""Of the embedding, and of the dropout."""
+QUANTILE, FOCUS, SMOOTHING, FLOOR = 0.9, 2.0, 0.1, 1e-6
+"""Options of the losses quantile, focal and binary_focal, smoothed_cross_entropy, gaussian_nll."""
+LABELS = ("cross_entropy", "smoothed_cross_entropy", "focal", "hinge")
+"""Losses of classes."""
+BINARY = ("binary_cross_entropy", "binary_focal", "binary_hinge")
+"""Losses of outputs that are 0 or 1."""
 CHECK_STEPS = 20
 """Steps of an agreement check, unless two epochs take more or the case says otherwise."""
 
@@ -42,7 +53,8 @@ class Case:
     activation: str
     """Of the hidden layers; the output layer is linear."""
     loss: str
-    """One of gradstep's; classification losses take logits, regression losses are means over outputs, too."""
+    """One of gradstep's, or smoothed_cross_entropy; classification losses take logits, regression losses are
+    means over outputs, too."""
     rows: int
     batch: int
     """Rows of a batch; a batch of all rows is not shuffled."""
@@ -50,6 +62,8 @@ class Case:
     optimizer: str = "adam"
     """One of gradstep's, with the options in `OPTIMIZERS`."""
     dtype: str = "float32"
+    block: str = ""
+    """One of `BLOCKS`, or plain dense layers."""
 
     @property
     def is_full_batch(self) -> bool:
@@ -63,8 +77,14 @@ class Case:
 
     @property
     def layers(self) -> tuple[tuple[int, int], ...]:
-        """(n_in, n_out) of every layer."""
-        return tuple(zip(self.widths[:-1], self.widths[1:], strict=True))
+        """(n_in, n_out) of every dense layer."""
+        n_in = self.widths[0] + (EMBEDDED - 1 if self.block == "embedding" else 0)
+        return tuple(zip((n_in, *self.widths[1:-1]), self.widths[1:], strict=True))
+
+    @property
+    def n_targets(self) -> int:
+        """Columns of the targets."""
+        return self.widths[-1] // 2 if self.loss == "gaussian_nll" else self.widths[-1]
 
     @property
     def parameter_count(self) -> int:
@@ -135,11 +155,11 @@ MORE = {
 """Single rows, odd batches and widths, a last batch of 40 instead of 64, one side much the wider."""
 
 _RATES = {"sgd": 1e-2, "adagrad": 1e-2, "rmsprop": 1e-4, "lion": 1e-4}
-_LOSSES = ("mae", "huber", "poisson", "binary_cross_entropy", "cross_entropy")
+_LOSSES = ("mae", "huber", "quantile", "poisson", "gamma", "gaussian_nll", *BINARY, *LABELS)
 
 
 def _toolbox(width: int) -> Iterator[Case]:
-    """Every optimizer and loss on two hidden layers of that width."""
+    """Every optimizer, loss and kind of layer with two hidden layers of that width."""
     rows, batch = (6_400, 64) if width < 1024 else (1_280, 128)
     scale = min(1.0, 256 / width)
     for optimizer in OPTIMIZERS:
@@ -149,10 +169,13 @@ def _toolbox(width: int) -> Iterator[Case]:
         )
     for loss in _LOSSES:
         yield Case(f"{loss} {width}", (width, width, width, 8), "relu", loss, rows, batch, 1e-3 * scale)
+    for block in BLOCKS:
+        widths, rate = (width, width, width, 8), 1e-3 * scale
+        yield Case(f"{block} {width}", widths, "relu", "mse", rows, batch, rate, block=block)
 
 
 TOOLBOX = {case.name: case for width in (64, 1024) for case in _toolbox(width)}
-"""Optimizers and losses at two widths; contenders that lack one are left out of its case."""
+"""Optimizers, losses and layers at two widths; contenders that lack one are left out of its case."""
 
 LARGE = ("1024x4", "4096x3")
 """Cases that a quick run leaves out."""
@@ -170,19 +193,29 @@ def make_data(case: Case) -> tuple[Array, Array]:
     X
         Standard normal inputs, (rows, n_in), in the dtype of the case.
     y
-        int32 labels (rows,) for cross_entropy, else (rows, n_out) in the dtype of the case.
+        int32 labels (rows,) for losses of classes, else (rows, n_targets) in the dtype of the case.
     """
     rng = _generator(case, "data")
     n_in, n_out = case.widths[0], case.widths[-1]
     X = rng.standard_normal((case.rows, n_in), dtype=np.float32)
     A = rng.standard_normal((n_in, n_out), dtype=np.float32) / np.float32(math.sqrt(n_in))
     signal = X @ A + np.float32(0.1) * rng.standard_normal((case.rows, n_out), dtype=np.float32)
-    if case.loss == "cross_entropy":
+    if case.block == "embedding":
+        X[:, 0] = rng.integers(0, CATEGORIES, case.rows)
+    if case.loss in LABELS:
         return X.astype(case.dtype), np.argmax(signal, axis=1).astype(np.int32)
     if case.loss == "poisson":
         signal = np.round(np.exp(signal))
-    y = signal > 0 if case.loss == "binary_cross_entropy" else signal
-    return X.astype(case.dtype), y.astype(case.dtype)
+    if case.loss == "gamma":
+        signal = np.exp(signal)
+    y = signal > 0 if case.loss in BINARY else signal[:, : case.n_targets]
+    return X.astype(case.dtype), np.ascontiguousarray(y.astype(case.dtype))
+
+
+def make_vectors(case: Case) -> Array:
+    """Deterministic initial vectors of the embedding, (CATEGORIES, EMBEDDED)."""
+    rng = _generator(case, "vectors")
+    return rng.standard_normal((CATEGORIES, EMBEDDED), dtype=np.float32).astype(case.dtype)
 
 
 def make_weights(case: Case) -> Weights:

@@ -72,8 +72,8 @@ class Contender(ABC):
         return f"{', '.join(missing)} is not installed" if missing else None
 
     def supports(self, case: Case) -> bool:
-        """Whether it has the case's optimizer and loss."""
-        return case.optimizer == "adam" and case.loss in BASIC_LOSSES
+        """Whether it has the case's optimizer, loss and layers."""
+        return case.optimizer == "adam" and case.loss in BASIC_LOSSES and not case.block
 
     def versions(self) -> dict[str, str]:
         """Version of every package that does the work."""

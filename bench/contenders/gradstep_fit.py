@@ -7,7 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cases import BETA1, EPSILON, OPTIMIZERS, SHUFFLE_SEED, Array, Case, Weights
+from cases import (
+    BETA1,
+    CATEGORIES,
+    DROPPED,
+    EMBEDDED,
+    EPSILON,
+    FLOOR,
+    FOCUS,
+    OPTIMIZERS,
+    QUANTILE,
+    SHUFFLE_SEED,
+    SMOOTHING,
+    Array,
+    Case,
+    Weights,
+    make_vectors,
+)
 from contenders.base import Contender, Session
 
 if TYPE_CHECKING:
@@ -25,6 +41,59 @@ def _optimizer(case: Case) -> Any:
     return OPTIMIZER_CLASSES[case.optimizer](case.learning_rate, **options)
 
 
+def _loss(case: Case) -> Any:
+    import gradstep as gs
+
+    losses: dict[str, Any] = {
+        "quantile": gs.Quantile(QUANTILE),
+        "gaussian_nll": gs.GaussianNLL(FLOOR),
+        "binary_focal": gs.BinaryFocal(FOCUS),
+        "focal": gs.Focal(FOCUS),
+        "smoothed_cross_entropy": gs.CrossEntropy(label_smoothing=SMOOTHING),
+    }
+    return losses.get(case.loss, case.loss)
+
+
+def _hidden_layers(case: Case, n_out: int) -> list[Any]:
+    import gradstep as gs
+
+    dense = gs.Dense(n_out, case.activation)
+    blocks: dict[str, list[Any]] = {
+        "layer_norm": [gs.Dense(n_out), gs.LayerNorm(), gs.Activation(case.activation)],
+        "batch_norm": [gs.Dense(n_out), gs.BatchNorm(), gs.Activation(case.activation)],
+        "residual": [gs.Residual([dense])],
+        "scale": [gs.Scale(), dense],
+        "dropout": [dense, gs.Dropout(DROPPED)],
+    }
+    return blocks.get(case.block, [dense])
+
+
+def network_of(case: Case, backend: str) -> gs.Network:
+    """The case's network, with weights of its own."""
+    import gradstep as gs
+
+    front = [gs.Embedding(0, CATEGORIES, EMBEDDED)] if case.block == "embedding" else []
+    hidden = [layer for _, n_out in case.layers[:-1] for layer in _hidden_layers(case, n_out)]
+    return gs.Network(
+        [gs.Input(case.widths[0]), *front, *hidden, gs.Dense(case.widths[-1])],
+        loss=_loss(case),
+        optimizer=_optimizer(case),
+        seed=SHUFFLE_SEED,
+        backend=backend,
+        dtype=case.dtype,
+    )
+
+
+def initial_parameters(case: Case, network: gs.Network, weights: Weights) -> dict[str, Array]:
+    """The case's weights by gradstep's names; gains and shifts are 1 and 0 in a new network."""
+    named = network.parameters()
+    for index, (W, b) in enumerate(weights):
+        named[f"dense_{index}.W"], named[f"dense_{index}.b"] = W, b
+    if case.block == "embedding":
+        named["embedding_0.W"] = make_vectors(case)
+    return named
+
+
 class GradstepSession(Session):
     """A network of one case."""
 
@@ -34,29 +103,15 @@ class GradstepSession(Session):
         import gradstep
 
         gradstep.set_num_threads(threads)
-        self.gradstep = gradstep
-        self.case, self.weights, self.backend = case, weights, backend
+        self.case = case
         self.X, self.y = data
-        self.network = self._network()
+        self.network = network_of(case, backend)
+        self.initial = initial_parameters(case, self.network, weights)
         self.reset()
-
-    def _network(self) -> gs.Network:
-        gs, case = self.gradstep, self.case
-        hidden = [gs.Dense(n_out, case.activation) for _, n_out in case.layers[:-1]]
-        return gs.Network(
-            [gs.Input(case.widths[0]), *hidden, gs.Dense(case.widths[-1])],
-            loss=case.loss,
-            optimizer=_optimizer(case),
-            seed=SHUFFLE_SEED,
-            backend=self.backend,
-            dtype=case.dtype,
-        )
 
     def reset(self) -> None:
         """Back to the initial weights, fresh moments and the first epoch's order; memory stays."""
-        names = self.network.parameters()
-        arrays = [array for pair in self.weights for array in pair]
-        self.network.set_parameters(dict(zip(names, arrays, strict=True)))
+        self.network.set_parameters(self.initial)
         state = self.network.optimizer_state()
         self.network.set_optimizer_state({name: np.zeros_like(value) for name, value in state.items()})
         self.network.epochs_trained = 0

@@ -10,7 +10,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cases import BETA1, BETA2, EPSILON, OPTIMIZERS, Array, Case, Weights
+from cases import (
+    BETA1,
+    BETA2,
+    DROPPED,
+    EPSILON,
+    FLOOR,
+    FOCUS,
+    LABELS,
+    OPTIMIZERS,
+    QUANTILE,
+    SMOOTHING,
+    Array,
+    Case,
+    Weights,
+    make_vectors,
+)
 from contenders.base import Contender, Session, shuffled_orders
 
 
@@ -30,28 +45,106 @@ SMALL = 1 << 17
 TRIAL_SECONDS = 0.05
 
 
-def _loss(case: Case, layers: Any, x: Any, y: Any) -> Any:
+def _initial(case: Case, weights: Weights) -> Any:
+    """Weights, and what other layers have beside them."""
+    import jax.numpy as jnp
+
+    theta: dict[str, Any] = {"dense": weights}
+    if case.block in ("layer_norm", "batch_norm"):
+        theta["gains"] = [jnp.ones(n_out, case.dtype) for _, n_out in case.layers[:-1]]
+        theta["shifts"] = [jnp.zeros(n_out, case.dtype) for _, n_out in case.layers[:-1]]
+    if case.block == "scale":
+        theta["gains"] = [jnp.ones(n_in, case.dtype) for n_in, _ in case.layers[:-1]]
+    if case.block == "embedding":
+        theta["vectors"] = make_vectors(case)
+    return theta
+
+
+def _hidden_layer(case: Case, theta: Any, index: int, x: Any, key: Any) -> Any:
+    """One hidden layer; batch normalisation keeps no running statistics, which spares JAX some work."""
     import jax
     import jax.numpy as jnp
 
     activation = {"identity": lambda z: z, "relu": jax.nn.relu, "tanh": jnp.tanh}[case.activation]
-    for W, b in layers[:-1]:
-        x = activation(x @ W + b)
-    W, b = layers[-1]
+    W, b = theta["dense"][index]
+    if case.block == "scale":
+        x = x * theta["gains"][index]
     z = x @ W + b
+    if case.block in ("layer_norm", "batch_norm"):
+        axis = 1 if case.block == "layer_norm" else 0
+        z = jax.nn.standardize(z, axis=axis, epsilon=1e-5)
+        z = z * theta["gains"][index] + theta["shifts"][index]
+    a = activation(z)
+    if case.block == "residual":
+        return x + a
+    if case.block == "dropout":
+        kept = jax.random.bernoulli(jax.random.fold_in(key, index), 1 - DROPPED, a.shape)
+        return jnp.where(kept, a / (1 - DROPPED), 0)
+    return a
+
+
+def _loss(case: Case, theta: Any, x: Any, y: Any, key: Any) -> Any:
+    import jax.numpy as jnp
+
+    if case.block == "embedding":
+        x = jnp.concatenate([x[:, 1:], theta["vectors"][x[:, 0].astype(jnp.int32)]], axis=1)
+    for index in range(len(case.layers) - 1):
+        x = _hidden_layer(case, theta, index, x, key)
+    W, b = theta["dense"][-1]
+    return _mean_loss(case, x @ W + b, y)
+
+
+def _label_losses(case: Case, z: Any, y: Any) -> Any:
+    """By row."""
+    import jax
+    import jax.numpy as jnp
+
+    own = jnp.take_along_axis(z, y[:, None], axis=1)[:, 0]
+    if case.loss == "hinge":
+        others = jnp.max(jnp.where(jnp.arange(z.shape[1]) == y[:, None], -jnp.inf, z), axis=1)
+        return jax.nn.relu(1 + others - own)
+    top = jax.nn.logsumexp(z, axis=1)
+    losses = top - own
+    if case.loss == "smoothed_cross_entropy":
+        return (1 - SMOOTHING) * losses + SMOOTHING * (top - jnp.mean(z, axis=1))
+    return (1 - jnp.exp(-losses)) ** FOCUS * losses if case.loss == "focal" else losses
+
+
+def _output_losses(case: Case, z: Any, y: Any) -> Any:
+    """By row and output, of losses that are summed over outputs."""
+    import jax
+    import jax.numpy as jnp
+
+    match case.loss:
+        case "poisson":
+            return jnp.exp(z) - y * z + jax.scipy.special.xlogy(y, y) - y
+        case "gamma":
+            return z - jnp.log(y) + y * jnp.exp(-z) - 1
+        case "gaussian_nll":
+            mean, s = jnp.split(z, 2, axis=1)
+            variance = jnp.exp(s) + FLOOR
+            return (jnp.log(variance) + jnp.square(mean - y) / variance) / 2
+        case "binary_hinge":
+            return jax.nn.relu(1 - (2 * y - 1) * z)
+    losses = jnp.maximum(z, 0) - z * y + jnp.log1p(jnp.exp(-jnp.abs(z)))
+    return (1 - jnp.exp(-losses)) ** FOCUS * losses if case.loss == "binary_focal" else losses
+
+
+def _mean_loss(case: Case, z: Any, y: Any) -> Any:
+    import jax.numpy as jnp
+
+    if case.loss in LABELS:
+        return jnp.mean(_label_losses(case, z, y))
     if case.loss == "mse":
         return jnp.mean(jnp.square(z - y))
-    if case.loss == "binary_cross_entropy":
-        row_losses = jnp.maximum(z, 0) - z * y + jnp.log1p(jnp.exp(-jnp.abs(z)))
-        return jnp.mean(jnp.sum(row_losses, axis=1))
-    if case.loss == "cross_entropy":
-        return jnp.mean(jax.nn.logsumexp(z, axis=1) - jnp.take_along_axis(z, y[:, None], axis=1)[:, 0])
     if case.loss == "mae":
         return jnp.mean(jnp.abs(z - y))
     if case.loss == "huber":
         d = jnp.abs(z - y)
         return jnp.mean(jnp.where(d < 1, 0.5 * d * d, d - 0.5))
-    return jnp.mean(jnp.sum(jnp.exp(z) - y * z + jax.scipy.special.xlogy(y, y) - y, axis=1))  # poisson
+    if case.loss == "quantile":
+        return jnp.mean(jnp.maximum(QUANTILE * (y - z), (QUANTILE - 1) * (y - z)))
+    return jnp.mean(jnp.sum(_output_losses(case, z, y), axis=1))
 
 
 def _optax_optimizer(case: Case) -> Any:
@@ -84,7 +177,7 @@ def _make_optax_step(case: Case, unravel: Callable[[Any], Any]) -> Callable[...,
 
     def step(state: Any, x: Any, y: Any) -> Any:
         theta, inner = state
-        loss, g = jax.value_and_grad(lambda t: _loss(case, unravel(t), x, y))(theta)
+        loss, g = jax.value_and_grad(lambda t: _loss(case, unravel(t), x, y, None))(theta)
         updates, inner = optimizer.update(g, inner, theta)
         return (optax.apply_updates(theta, updates), inner), loss
 
@@ -96,8 +189,9 @@ def _make_step(case: Case, unravel: Callable[[Any], Any]) -> Callable[..., Any]:
     import jax.numpy as jnp
 
     def step(state: Any, x: Any, y: Any) -> Any:
-        theta, m, v, correction1, correction2 = state
-        loss, g = jax.value_and_grad(lambda t: _loss(case, unravel(t), x, y))(theta)
+        theta, m, v, correction1, correction2, key = state
+        used, key = jax.random.split(key) if case.block == "dropout" else (key, key)
+        loss, g = jax.value_and_grad(lambda t: _loss(case, unravel(t), x, y, used))(theta)
         m = jax.tree.map(lambda m, g: m + (1 - BETA1) * (g - m), m, g)
         v = jax.tree.map(lambda v, g: v + (1 - BETA2) * (g * g - v), v, g)
         # 1 - beta^t by recurrence: taking beta^t from 1 would cost float32 four digits
@@ -105,7 +199,7 @@ def _make_step(case: Case, unravel: Callable[[Any], Any]) -> Callable[..., Any]:
         correction2 = BETA2 * correction2 + (1 - BETA2)
         rate, scale = case.learning_rate / correction1, jax.lax.rsqrt(correction2)
         theta = jax.tree.map(lambda p, m, v: p - rate * m / (jnp.sqrt(v) * scale + EPSILON), theta, m, v)
-        return (theta, m, v, correction1, correction2), loss
+        return (theta, m, v, correction1, correction2, key), loss
 
     return step
 
@@ -160,8 +254,9 @@ class JaxSession(Session):
         self.jax, self.jnp = jax, jnp
         self.case, self.rng = case, np.random.default_rng(0)
         self.X, self.y = (jnp.asarray(array) for array in data)
-        flat, unravel = ravel_pytree(weights) if form.is_flat else (None, lambda theta: theta)
-        self.theta = np.asarray(flat) if form.is_flat else weights
+        theta = _initial(case, weights)
+        flat, unravel = ravel_pytree(theta) if form.is_flat else (None, lambda theta: theta)
+        self.theta = np.asarray(flat) if form.is_flat else theta
         step = (_make_step if case.optimizer == "adam" else _make_optax_step)(case, unravel)
         if case.is_full_batch:
             self.program = _make_full_batch_run(step, form)
@@ -176,7 +271,9 @@ class JaxSession(Session):
         if self.case.optimizer == "adam":
             zeros = partial(self.jax.tree.map, self.jnp.zeros_like)
             zero = self.jnp.zeros((), self.case.dtype)
-            self.state = (theta, zeros(theta), zeros(theta), zero, zero.copy())
+            # rbg, which is faster on CPUs than the default generator
+            key = self.jax.random.key(0, impl="rbg") if self.case.block == "dropout" else None
+            self.state = (theta, zeros(theta), zeros(theta), zero, zero.copy(), key)
         else:
             self.state = (theta, _optax_optimizer(self.case).init(theta))
         self.jax.block_until_ready(self.state)

@@ -4,9 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from cases import BETA1, BETA2, EPSILON, OPTIMIZERS, Array, Case, Weights
+from cases import (
+    BETA1,
+    BETA2,
+    CATEGORIES,
+    DROPPED,
+    EMBEDDED,
+    EPSILON,
+    FLOOR,
+    FOCUS,
+    LABELS,
+    OPTIMIZERS,
+    QUANTILE,
+    SMOOTHING,
+    Array,
+    Case,
+    Weights,
+    make_vectors,
+)
 from contenders.base import Contender, Session
 
 
@@ -20,7 +38,42 @@ def _loss(case: Case) -> Any:
     def poisson(z: Any, t: Any) -> Any:
         return (z.exp() - t * z + torch.xlogy(t, t) - t).sum() / len(z)
 
+    def quantile(z: Any, t: Any) -> Any:
+        return torch.maximum(QUANTILE * (t - z), (QUANTILE - 1) * (t - z)).mean()
+
+    def gamma(z: Any, t: Any) -> Any:
+        return (z - t.log() + t * (-z).exp() - 1).sum() / len(z)
+
+    def gaussian_nll(z: Any, t: Any) -> Any:
+        mean, s = z.chunk(2, dim=1)
+        variance = s.exp() + FLOOR
+        return (variance.log() + (mean - t) ** 2 / variance).sum() / (2 * len(z))
+
+    def binary_focal(z: Any, t: Any) -> Any:
+        losses = functional.binary_cross_entropy_with_logits(z, t, reduction="none")
+        return ((1 - (-losses).exp()) ** FOCUS * losses).sum() / len(z)
+
+    def binary_hinge(z: Any, t: Any) -> Any:
+        return functional.relu(1 - (2 * t - 1) * z).sum() / len(z)
+
+    def focal(z: Any, t: Any) -> Any:
+        losses = functional.cross_entropy(z, t, reduction="none")
+        return ((1 - (-losses).exp()) ** FOCUS * losses).mean()
+
+    def hinge(z: Any, t: Any) -> Any:
+        own = z.gather(1, t[:, None])
+        others = z.scatter(1, t[:, None], -math.inf).amax(dim=1, keepdim=True)
+        return functional.relu(1 + others - own).mean()
+
     return {
+        "quantile": quantile,
+        "gamma": gamma,
+        "gaussian_nll": gaussian_nll,
+        "binary_focal": binary_focal,
+        "binary_hinge": binary_hinge,
+        "focal": focal,
+        "hinge": hinge,
+        "smoothed_cross_entropy": partial(functional.cross_entropy, label_smoothing=SMOOTHING),
         "mse": functional.mse_loss,
         "binary_cross_entropy": binary_cross_entropy,
         "cross_entropy": functional.cross_entropy,
@@ -64,7 +117,7 @@ class TorchSession(Session):
         torch.manual_seed(0)
         self.torch, self.case = torch, case
         self.X, self.y = (torch.from_numpy(array) for array in data)
-        if case.loss == "cross_entropy":
+        if case.loss in LABELS:
             self.y = self.y.long()
         # nn.Linear stores (n_out, n_in)
         self.initial = [torch.tensor(array.T.copy()) for pair in weights for array in pair]
@@ -92,6 +145,52 @@ class TorchSession(Session):
         return [(self.step(rows), len(rows)) for rows in order.split(self.case.batch)]
 
 
+def _hidden_layers(torch: Any, case: Case, n_in: int, linear: Any, activation: Any) -> list[Any]:
+    nn, n_out, dtype = torch.nn, linear.out_features, linear.weight.dtype
+
+    class Residual(nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = nn.Sequential(linear, activation)
+
+        def forward(self, x: Any) -> Any:
+            return x + self.block(x)
+
+    class Scale(nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(n_in, dtype=dtype))
+
+        def forward(self, x: Any) -> Any:
+            return x * self.gain
+
+    match case.block:
+        case "layer_norm":
+            return [linear, nn.LayerNorm(n_out, dtype=dtype), activation]
+        case "batch_norm":
+            return [linear, nn.BatchNorm1d(n_out, dtype=dtype), activation]
+        case "residual":
+            return [Residual()]
+        case "scale":
+            return [Scale(), linear, activation]
+        case "dropout":
+            return [linear, activation, nn.Dropout(DROPPED)]
+    return [linear, activation]
+
+
+def _embedding(torch: Any, case: Case) -> Any:
+    class Front(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            vectors = torch.from_numpy(make_vectors(case))
+            self.embedding = torch.nn.Embedding(CATEGORIES, EMBEDDED, _weight=vectors)
+
+        def forward(self, x: Any) -> Any:
+            return torch.cat([x[:, 1:], self.embedding(x[:, 0].long())], dim=1)
+
+    return Front()
+
+
 class EagerSession(TorchSession):
     """An `nn.Sequential` with the optimizers of `torch.optim`."""
 
@@ -99,12 +198,17 @@ class EagerSession(TorchSession):
         """Build a new network."""
         nn = self.torch.nn
         activation = {"identity": nn.Identity, "relu": nn.ReLU, "tanh": nn.Tanh}[self.case.activation]
-        modules: list[Any] = []
-        for n_in, n_out in self.case.layers:
-            modules += [nn.Linear(n_in, n_out, dtype=self.X.dtype), activation()]
-        self.network = nn.Sequential(*modules[:-1])
+        modules, dtype = [], self.X.dtype
+        if self.case.block == "embedding":
+            modules.append(_embedding(self.torch, self.case))
+        for n_in, n_out in self.case.layers[:-1]:
+            linear = nn.Linear(n_in, n_out, dtype=dtype)
+            modules += _hidden_layers(self.torch, self.case, n_in, linear, activation())
+        self.network = nn.Sequential(*modules, nn.Linear(*self.case.layers[-1], dtype=dtype))
+        linears = [module for module in self.network.modules() if isinstance(module, nn.Linear)]
+        parameters = [parameter for module in linears for parameter in module.parameters()]
         with self.torch.no_grad():
-            for parameter, value in zip(self.network.parameters(), self.initial, strict=True):
+            for parameter, value in zip(parameters, self.initial, strict=True):
                 parameter.copy_(value)
         self.loss = _loss(self.case)
         self.optimizer = _optimizer(self.torch, self.case, self.network.parameters())
@@ -194,6 +298,10 @@ class PytorchCompiled(Contender):
 
     name = "pytorch-compiled"
     packages = ("torch",)
+
+    def supports(self, case: Case) -> bool:
+        """Adam, and dense layers."""
+        return case.optimizer == "adam" and not case.block
 
     def environment(self, threads: int) -> dict[str, str]:
         """Compile in the worker itself instead of in processes that stay beside it."""
