@@ -29,8 +29,8 @@ OPTIMIZERS: dict[str, dict[str, float]] = {
 }
 """Options beside BETA1, BETA2 and EPSILON; lion has BETA1 for both of its."""
 BLOCKS = ("layer_norm", "batch_norm", "residual", "scale", "embedding", "dropout")
-"""What hidden layers may be: normalised in front of their activation, with their inputs added to their outputs,
-with a weight for each input, behind an embedding of column 0, with outputs that are dropped."""
+"""Kinds of hidden layers: normalised in front of the activation, with inputs added to outputs, with a weight
+for each input, behind an embedding of column 0, with outputs that are dropped."""
 CATEGORIES, EMBEDDED, DROPPED = 100, 8, 0.2
 """Of the embedding, and of the dropout."""
 QUANTILE, FOCUS, SMOOTHING, FLOOR = 0.9, 2.0, 0.1, 1e-6
