@@ -1,4 +1,4 @@
-"""Layers that are not dense beside everything else: rates, averages, clipping, L-BFGS, other losses, exports."""
+"""Layers that are not dense beside everything else: rates, averages, clipping, L-BFGS, losses, exports."""
 
 import dataclasses
 
