@@ -117,6 +117,28 @@ def test_onnx_runtime_agrees_with_predict(tmp_path, kind, dtype):
         np.testing.assert_allclose(outputs, net.predict(rows), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("category", [-1, 5, np.nan])
+def test_a_category_beyond_those_of_training_is_an_error_of_onnx_runtime(tmp_path, category):
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    gs.export_onnx(net_of("embeddings"), tmp_path / "model.onnx")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", options)
+    rows = X[:4].copy()
+    rows[2, 1] = category
+    with pytest.raises(Exception, match="out of data bounds"):
+        session.run(None, {"X": rows})
+
+
+def test_all_columns_may_be_embedded(tmp_path):
+    net = gs.Network([gs.Embedding(0, 5, 2), gs.Dense(2)], backend="numpy")
+    net.fit(X[:, 1:2], Y, epochs=1, verbose=0)
+    gs.export_c(net, tmp_path / "model.h")
+    pytest.importorskip("onnx")
+    gs.export_onnx(net, tmp_path / "model.onnx")
+
+
 # --------------------------------------------------------------------------------------------------
 # C
 
@@ -344,18 +366,23 @@ def test_a_gain_goes_into_what_nothing_else_takes():
     kinds = [(layer.kind, layer.source, layer.other) for layer in layers]
     assert kinds == [
         ("dense", -1, -1),
-        ("dense", 0, -1),  # the gain in the block, whose input the sum takes too
+        ("affine", 0, -1),  # the gain in the block, whose input the sum takes too
         ("dense", 1, -1),
         ("sum", 2, 0),
-        ("dense", 3, -1),  # the gain in front of an activation
+        ("affine", 3, -1),  # the gain in front of an activation
         ("dense", 4, -1),
-        ("dense", 5, -1),
+        ("affine", 5, -1),
         ("sum", 6, 5),
-        ("dense", 7, -1),  # the gain at the end
+        ("affine", 7, -1),  # the gain at the end
     ]
     assert len(forward_of(net_of("norm between gains")).layers) == 3
     folded = forward_of(trained([gs.Dense(4), gs.BatchNorm(), gs.Residual([gs.BatchNorm(), gs.Dense(2)])]))
-    assert [layer.kind for layer in folded.layers] == ["dense", "dense", "dense", "sum"]
+    assert [layer.kind for layer in folded.layers] == [
+        "dense",
+        "dense",
+        "dense",
+        "sum",
+    ]  # one is the projection
 
 
 def test_sample_rows_hold_categories():

@@ -60,6 +60,13 @@ static inline void NAME_dense(const float *W, const float *b, const float *x, in
         y[o] = sum;
     }
 }""",
+    "affine": """\
+static inline void NAME_affine(const float *gain, const float *b, const float *x, float *y, int n)
+{
+    int i;
+    for (i = 0; i < n; ++i)
+        y[i] = gain[i] * x[i] + b[i];
+}""",
     "layer_norm": """\
 /* y = gain (x - mean) / sqrt(variance + epsilon) + shift, with mean and variance over x. */
 static inline void NAME_layer_norm(const float *gain, const float *shift, float epsilon, const float *x,
@@ -360,6 +367,8 @@ def _arguments(index: int, layer: ForwardLayer, places: dict[int, str], name: st
     match layer.kind:
         case "dense":
             return ", ".join([*arrays, x, str(layer.n_in), y, str(layer.n_out)])
+        case "affine":
+            return ", ".join([*arrays, x, y, str(layer.n_out)])
         case "layer_norm":
             return ", ".join([*arrays, _number(np.float32(layer.epsilon)), x, y, str(layer.n_out)])
         case "sum":
@@ -478,6 +487,8 @@ def _evaluated(layer: ForwardLayer, arrays: dict[str, Array], x: Array, other: A
     match layer.kind:
         case "dense":
             z = x @ arrays["W"].reshape(layer.n_out, -1).T + arrays["b"]
+        case "affine":
+            z = x * arrays["gain"] + arrays["b"]
         case "sum":
             z = x + other
         case "embedding":

@@ -25,6 +25,7 @@ class ForwardLayer:
     dense         W (n_in, n_out), b           ``x W + b``
     layer_norm    gain, shift                  rows with mean 0 and variance 1, times gain, plus shift
     sum                                        ``x`` plus the outputs of `other`
+    affine        gain, b                      ``x gain + b``, column by column: no kind of `LayerPlan`
     embedding     W (categories, size)         the columns of x but one, then that row of W it names
     ============  ===========================  =========================================================
     """
@@ -47,12 +48,12 @@ class ForwardLayer:
 
     @property
     def W(self) -> Array:  # noqa: N802
-        """Of a dense layer or an embedding."""
-        return self.arrays["W"]
+        """Of a dense layer or an embedding; of an affine one the diagonal matrix that does the same."""
+        return np.diag(self.arrays["gain"]) if self.kind == "affine" else self.arrays["W"]
 
     @property
     def b(self) -> Array:
-        """Of a dense layer, (n_out,)."""
+        """Of a dense or affine layer, (n_out,)."""
         return self.arrays["b"]
 
     @property
@@ -178,7 +179,7 @@ class _Folding:
     """Layers that compute the same, float64: gains and shifts go into the layers beside them.
 
     Into the layer in front of them if nothing else takes its outputs, else into the product behind them if
-    nothing else takes theirs. The rest become products with a diagonal matrix.
+    nothing else takes theirs. The rest become affine layers.
     """
 
     def __init__(self, plans: tuple[LayerPlan, ...], parameters: Parameters) -> None:
@@ -255,10 +256,10 @@ class _Folding:
         """The number of a layer with these outputs, a new one if they wait."""
         if not isinstance(outputs, _Waiting):
             return outputs
-        width, arrays = len(outputs.gain), {"W": np.diag(outputs.gain), "b": outputs.shift}
+        width, arrays = len(outputs.gain), {"gain": outputs.gain, "b": outputs.shift}
         self.layers.append(
             ForwardLayer(
-                "dense", width, width, arrays, outputs.source, activation=activation, dropout=dropout
+                "affine", width, width, arrays, outputs.source, activation=activation, dropout=dropout
             )
         )
         return len(self.layers) - 1

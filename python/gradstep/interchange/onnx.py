@@ -42,7 +42,8 @@ def export_onnx(net: Any, path: str | os.PathLike[str]) -> None:
 
     The input is ``X``, float (N, n_in), with any number of rows; the output is ``predictions``, float
     (N, n_out). Preprocessing, softmax, and the targets' own units are part of the file; dropout is not, as in
-    every prediction. Class names are in its metadata, under "classes", as JSON.
+    every prediction. Class names are in its metadata, under "classes", as JSON. Embedded columns hold
+    categories as in training; numbers beyond them are an error when the file runs.
 
     A network with a `TableEncoder` takes raw columns instead: one input of shape (N, 1) for each column that
     had values in training, under its name. Numbers are float, NaN where they are missing; categories and
@@ -269,6 +270,8 @@ def _layer(graph: _Graph, index: int, layer: ForwardLayer, x: str, other: str = 
     match layer.kind:
         case "dense":
             return graph.add("Gemm", [x, arrays["W"], arrays["b"]])
+        case "affine":
+            return graph.add("Add", [graph.add("Mul", [x, arrays["gain"]]), arrays["b"]])
         case "sum":
             return graph.add("Add", [x, other])
         case "embedding":
@@ -287,7 +290,10 @@ def _embedding(graph: _Graph, index: int, layer: ForwardLayer, x: str, vectors: 
 
     column = graph.constant(f"column_{index}", layer.column, np.int64)
     category = graph.add("Cast", [graph.add("Gather", [x, column], axis=1)], to=TensorProto.INT64)
-    found = graph.add("Gather", [vectors, category], axis=0)
+    # Gather counts negative numbers from the end; as too large ones they are an error.
+    negative = graph.add("Less", [category, graph.constant("category_0", 0, np.int64)])
+    beyond = graph.constant(f"categories_{index}", len(layer.W), np.int64)
+    found = graph.add("Gather", [vectors, graph.add("Where", [negative, beyond, category])], axis=0)
     others = [k for k in range(layer.n_in) if k != layer.column]
     if not others:
         return found

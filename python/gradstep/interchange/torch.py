@@ -62,9 +62,10 @@ def to_torch(net: Any, *, logits: bool = False) -> torch.nn.Sequential:
 
     The module holds copies of the parameters and is in evaluation mode; ``.train()`` turns dropout on. It
     takes tensors of the network's dtype, (n, n_in); of a network with a `TableEncoder`, the encoder's
-    features. The preprocessing is a module with buffers in front; `BatchNorm` and `Scale` are part of the
-    Linear or LayerNorm beside them, or a diagonal Linear. Where targets are standardized, outputs are
-    in the units of y and float64, as in `predict`; ``.float()`` makes everything float32.
+    features. The preprocessing is a module with buffers in front. `BatchNorm` and `Scale` are part of the
+    Linear or LayerNorm beside them, or a Linear with a diagonal weight; `Residual` and `Embedding` are
+    modules of `gradstep.interchange.torch_modules`. Where targets are standardized, outputs are in the units
+    of y and float64, as in `predict`; ``.float()`` makes everything float32.
 
     Parameters
     ----------
@@ -146,7 +147,7 @@ def _module(forward: Forward, layer: ForwardLayer, before: int) -> torch.nn.Modu
 
     dtype = getattr(torch, forward.network.dtype)
     match layer.kind:
-        case "dense":
+        case "dense" | "affine":
             return _linear(layer, dtype)
         case "sum":
             block = torch.nn.Sequential(*_modules(forward, before, layer.source))
