@@ -165,8 +165,8 @@ class Linear(nn.Linear):
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ([nn.BatchNorm1d(3), nn.Linear(3, 1)], r"module\[0\] is a BatchNorm1d, which a Network cannot have"),
-        ([nn.Sequential(nn.Linear(3, 1), nn.LayerNorm(1))], r"module\[0\]\[1\] is a LayerNorm, which a Netw"),
+        ([nn.InstanceNorm1d(3), nn.Linear(3, 1)], r"module\[0\] is a InstanceNorm1d, which a Network cannot"),
+        ([nn.Sequential(nn.Linear(3, 1), nn.Conv1d(1, 1, 1))], r"module\[0\]\[1\] is a Conv1d, which a Netw"),
         (
             [nn.Linear(3, 1), nn.LeakyReLU(0.2)],
             r"module\[1\] must have negative_slope=0.01 in a Network, got",

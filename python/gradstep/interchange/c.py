@@ -16,7 +16,7 @@ import numpy as np
 from gradstep.backends.base import Array
 from gradstep.backends.numpy import ACTIVATIONS, LEAKY_RELU_SLOPE, LINKS, SELU_ALPHA, SELU_SCALE
 from gradstep.interchange import parity
-from gradstep.interchange.forward import Forward, check_float32, forward_of
+from gradstep.interchange.forward import Forward, ForwardLayer, check_float32, forward_of
 from gradstep.io import replace_atomically
 from gradstep.tables import CategoryColumn, Column, NumberColumn
 from gradstep.version import __version__
@@ -47,6 +47,68 @@ _FUNCTIONS = {
 }
 
 
+_KINDS = {
+    "dense": """\
+/* y = W x + b, with one row of W for each output. */
+static inline void NAME_dense(const float *W, const float *b, const float *x, int n_in, float *y, int n_out)
+{
+    int i, o;
+    for (o = 0; o < n_out; ++o) {
+        float sum = b[o];
+        for (i = 0; i < n_in; ++i)
+            sum += *W++ * x[i];
+        y[o] = sum;
+    }
+}""",
+    "affine": """\
+static inline void NAME_affine(const float *gain, const float *b, const float *x, float *y, int n)
+{
+    int i;
+    for (i = 0; i < n; ++i)
+        y[i] = gain[i] * x[i] + b[i];
+}""",
+    "layer_norm": """\
+/* y = gain (x - mean) / sqrt(variance + epsilon) + shift, with mean and variance over x. */
+static inline void NAME_layer_norm(const float *gain, const float *shift, float epsilon, const float *x,
+                                   float *y, int n)
+{
+    float mean = 0.0f, variance = 0.0f, deviation;
+    int i;
+    for (i = 0; i < n; ++i)
+        mean += x[i];
+    mean /= (float)n;
+    for (i = 0; i < n; ++i)
+        variance += (x[i] - mean) * (x[i] - mean);
+    deviation = sqrtf(variance / (float)n + epsilon);
+    for (i = 0; i < n; ++i)
+        y[i] = gain[i] * ((x[i] - mean) / deviation) + shift[i];
+}""",
+    "sum": """\
+static inline void NAME_sum(const float *x, const float *other, float *y, int n)
+{
+    int i;
+    for (i = 0; i < n; ++i)
+        y[i] = x[i] + other[i];
+}""",
+    "embedding": """\
+/* y = x without a column, then that row of W which the column names; NaN where there is no such row. */
+static inline void NAME_embedding(const float *W, int categories, int size, const float *x, int n_in,
+                                  int column, float *y)
+{
+    const int known = x[column] >= 0.0f && x[column] < (float)categories;
+    int i;
+    for (i = 0; i < n_in; ++i)
+        if (i != column)
+            *y++ = x[i];
+    if (known)
+        W += (int)x[column] * size;
+    for (i = 0; i < size; ++i)
+        *y++ = known ? W[i] : NAN;
+}""",
+}
+"""A function for each kind of layer; NAME stands for that of the network."""
+
+
 def export_c(net: Any, path: str | os.PathLike[str], *, name: str | None = None) -> None:
     """Write a network as one C99 header without dependencies, for microcontrollers and other programs.
 
@@ -56,9 +118,10 @@ def export_c(net: Any, path: str | os.PathLike[str], *, name: str | None = None)
 
     which computes what `Network.predict` does for one row, preprocessing and softmax included, in float. It
     needs ``math.h`` alone, allocates nothing, keeps no state, and compiles as C99 and as C++; NAME_INPUTS,
-    NAME_OUTPUTS and NAME_SCRATCH (floats of each of its two buffers on the stack) are macros with NAME in
-    capitals. Of a network with a `TableEncoder`, x are the encoder's features; a comment says how each is
-    made.
+    NAME_OUTPUTS and NAME_SCRATCH (floats of each of its buffers on the stack, of which a chain of layers has
+    two at most) are macros with NAME in capitals. Embedded columns hold categories as in training; NaN comes
+    of numbers beyond them. Of a network with a `TableEncoder`, x are the encoder's features; a comment says
+    how each is made.
 
     Before the file takes its place it is compiled and compared with `predict` on 32 rows; where there is no C
     compiler, the numbers in it are read back and evaluated by numpy.
@@ -128,24 +191,24 @@ def c_source(forward: Forward, name: str) -> str:
 
 
 def _arrays(forward: Forward) -> Iterator[tuple[str, Array]]:
-    """All constants by name, float32; weights with one row for each output, as they are read."""
+    """All constants by name, float32; weights with one row for each output or category, as they are read."""
     if forward.shift is not None and forward.scale is not None:
         yield "shift", forward.shift.astype(np.float32)
         yield "scale", forward.scale.astype(np.float32)
     for index, layer in enumerate(forward.layers):
-        yield f"W{index}", layer.W.T.astype(np.float32)
-        yield f"b{index}", layer.b.astype(np.float32)
+        for key, values in layer.arrays.items():
+            yield f"{key}{index}", (values.T if layer.kind == "dense" else values).astype(np.float32)
     if forward.target_shift is not None and forward.target_scale is not None:
         yield "y_shift", forward.target_shift.astype(np.float32)
         yield "y_scale", (1 / forward.target_scale).astype(np.float32)
 
 
 def _heading(forward: Forward, name: str, arrays: dict[str, Array]) -> str:
-    widths = f"{forward.n_in}" + "".join(f" -> {p.b.size} {p.activation}" for p in forward.layers)
+    widths = f"{forward.n_in}" + "".join(f" -> {p.n_out} {_described(p)}" for p in forward.layers)
     numbers = sum(values.size for values in arrays.values())
-    buffers = min(len(forward.layers) - 1 + (forward.shift is not None), 2)
+    buffers = len(set(_places(forward).values()) - {"x", "y"})
     lines = [
-        f"{name}: a dense network, written by gradstep {__version__}.",
+        f"{name}: a network, written by gradstep {__version__}.",
         "",
         f"Layers: {widths}.",
         f"{4 * numbers:,} bytes of constants, {4 * buffers * _scratch(forward):,} bytes of buffers (stack).",
@@ -154,11 +217,19 @@ def _heading(forward: Forward, name: str, arrays: dict[str, Array]) -> str:
     ]
     if forward.shift is None:
         lines[4] = f"x: {forward.n_in} finite number(s)."
+    for column, categories in forward.categories.items():
+        lines.append(f"x[{column}] is a category, 0 to {categories - 1}; numbers beyond make NaN.")
     if forward.network.classes is not None:
         lines.append(f"Classes: {', '.join(forward.network.classes)}.")
     if forward.encodings is not None:
         lines += ["", "x is made from the columns of a table:", *_recipe(forward.encodings)]
     return "/*\n" + "\n".join(f" * {_comment(line)}".rstrip() for line in lines) + "\n */"
+
+
+def _described(layer: ForwardLayer) -> str:
+    if layer.kind == "dense":
+        return layer.activation
+    return layer.kind if layer.activation == "identity" else f"{layer.kind} {layer.activation}"
 
 
 def _comment(line: str) -> str:
@@ -196,12 +267,27 @@ def _sizes(forward: Forward, name: str) -> str:
 
 def _scratch(forward: Forward) -> int:
     """Width of a buffer: of the scaled inputs and of all layers but the last, which writes to y."""
-    widths = [layer.b.size for layer in forward.layers[:-1]]
+    widths = [layer.n_out for layer in forward.layers[:-1]]
     return max([0 if forward.shift is None else forward.n_in, *widths])
 
 
+def _places(forward: Forward) -> dict[int, str]:
+    """Where the outputs of each layer are: the first buffer that nobody reads any more, or y."""
+    last = {source: index for index, layer in enumerate(forward.layers) for source in layer.inputs}
+    places = {-1: "x" if forward.shift is None else "h0"}
+    for index in range(len(forward.layers) - 1):
+        taken = {place for layer, place in places.items() if last[layer] >= index}
+        places[index] = next(f"h{k}" for k in range(index + 2) if f"h{k}" not in taken)
+    return {**places, len(forward.layers) - 1: "y"}
+
+
+def _number(value: Any) -> str:
+    """A float as C writes it."""
+    return f"{value!s}f"
+
+
 def _array(name: str, values: Array) -> str:
-    texts = [f"{number!s}f" for number in values.reshape(-1)]
+    texts = [_number(number) for number in values.reshape(-1)]
     lines = [
         "    " + ", ".join(texts[start : start + NUMBERS_PER_LINE])
         for start in range(0, len(texts), NUMBERS_PER_LINE)
@@ -210,18 +296,8 @@ def _array(name: str, values: Array) -> str:
 
 
 def _helpers(forward: Forward, name: str) -> Iterator[str]:
-    yield f"""\
-/* y = W x + b, with one row of W for each output. */
-static inline void {name}_dense(const float *W, const float *b, const float *x, int n_in, float *y, int n_out)
-{{
-    int i, o;
-    for (o = 0; o < n_out; ++o) {{
-        float sum = b[o];
-        for (i = 0; i < n_in; ++i)
-            sum += *W++ * x[i];
-        y[o] = sum;
-    }}
-}}"""
+    kinds = {layer.kind for layer in forward.layers}
+    yield from (text.replace("NAME", name) for kind, text in _KINDS.items() if kind in kinds)
     used = {layer.activation for layer in forward.layers} | {forward.link}
     for function, expression in _FUNCTIONS.items():
         if function in used:
@@ -254,23 +330,17 @@ def _predict(forward: Forward, name: str) -> str:
     size = name.upper()
     loops = forward.shift is not None or forward.target_shift is not None
     lines = ["int i;"] if loops else []
-    place, others = "x", ["a", "b"]
+    places = _places(forward)
     statements: list[str] = []
     if forward.shift is not None:
-        place, others = "a", ["b", "a"]
         statements += [
             f"for (i = 0; i < {size}_INPUTS; ++i)",
-            f"    a[i] = (x[i] - {name}_shift[i]) * {name}_scale[i];",
+            f"    h0[i] = (x[i] - {name}_shift[i]) * {name}_scale[i];",
         ]
     for index, layer in enumerate(forward.layers):
-        target = "y" if index == len(forward.layers) - 1 else others[index % 2]
-        n_in, n_out = layer.W.shape
-        statements.append(
-            f"{name}_dense({name}_W{index}, {name}_b{index}, {place}, {n_in}, {target}, {n_out});"
-        )
+        statements.append(f"{name}_{layer.kind}({_arguments(index, layer, places, name)});")
         if layer.activation != "identity":
-            statements.append(f"{name}_{layer.activation}({target}, {n_out});")
-        place = target
+            statements.append(f"{name}_{layer.activation}({places[index]}, {layer.n_out});")
     if forward.link != "identity":
         statements.append(f"{name}_{forward.link}(y, {size}_OUTPUTS);")
     if forward.target_shift is not None:
@@ -278,7 +348,7 @@ def _predict(forward: Forward, name: str) -> str:
             f"for (i = 0; i < {size}_OUTPUTS; ++i)",
             f"    y[i] = y[i] * {name}_y_scale[i] + {name}_y_shift[i];",
         ]
-    buffers = [buffer for buffer in "ab" if any(re.search(rf"\b{buffer}\b", s) for s in statements)]
+    buffers = sorted(set(places.values()) - {"x", "y"}, key=lambda buffer: int(buffer[1:]))
     if buffers:
         lines.insert(0, "float " + ", ".join(f"{buffer}[{size}_SCRATCH]" for buffer in buffers) + ";")
     body = "\n".join(f"    {line}" for line in [*lines, *statements])
@@ -288,6 +358,23 @@ static inline void {name}_predict(const float *x, float *y)
 {{
 {body}
 }}"""
+
+
+def _arguments(index: int, layer: ForwardLayer, places: dict[int, str], name: str) -> str:
+    """What a layer's function is called with."""
+    x, y = places[layer.source], places[index]
+    arrays = [f"{name}_{key}{index}" for key in layer.arrays]
+    match layer.kind:
+        case "dense":
+            return ", ".join([*arrays, x, str(layer.n_in), y, str(layer.n_out)])
+        case "affine":
+            return ", ".join([*arrays, x, y, str(layer.n_out)])
+        case "layer_norm":
+            return ", ".join([*arrays, _number(np.float32(layer.epsilon)), x, y, str(layer.n_out)])
+        case "sum":
+            return ", ".join([x, places[layer.other], y, str(layer.n_out)])
+    sizes = [str(length) for length in layer.W.shape]
+    return ", ".join([*arrays, *sizes, x, str(layer.n_in), str(layer.column), y])
 
 
 # --------------------------------------------------------------------------------------------------
@@ -385,8 +472,30 @@ def reread(source: str, forward: Forward, name: str, rows: Array) -> Array:
     a = rows.astype(np.float32)
     if "shift" in arrays:
         a = (a - arrays["shift"]) * arrays["scale"]
+    outputs = {-1: a}
     for index, layer in enumerate(forward.layers):
-        W, b = arrays[f"W{index}"], arrays[f"b{index}"]
-        a = ACTIVATIONS[layer.activation].forward(a @ W.reshape(len(b), -1).T + b)
+        own = {key: arrays[f"{key}{index}"] for key in layer.arrays}
+        a = _evaluated(layer, own, *(outputs[number] for number in layer.inputs))
+        outputs[index] = a = ACTIVATIONS[layer.activation].forward(a)
     a = LINKS[forward.link](a, {})
     return a * arrays["y_scale"] + arrays["y_shift"] if "y_shift" in arrays else a
+
+
+def _evaluated(layer: ForwardLayer, arrays: dict[str, Array], x: Array, other: Array | None = None) -> Array:
+    """What a layer's function computes, for rows."""
+    z: Array
+    match layer.kind:
+        case "dense":
+            z = x @ arrays["W"].reshape(layer.n_out, -1).T + arrays["b"]
+        case "affine":
+            z = x * arrays["gain"] + arrays["b"]
+        case "sum":
+            z = x + other
+        case "embedding":
+            vectors = arrays["W"].reshape(layer.W.shape)[x[:, layer.column].astype(np.int64)]
+            z = np.hstack([np.delete(x, layer.column, axis=1), vectors])
+        case _:
+            centred = x - np.mean(x, axis=1, keepdims=True)
+            variance = np.mean(np.square(centred), axis=1, keepdims=True)
+            z = centred / np.sqrt(variance + np.float32(layer.epsilon)) * arrays["gain"] + arrays["shift"]
+    return z

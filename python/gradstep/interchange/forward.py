@@ -2,28 +2,64 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gradstep.backends.base import Array, LayerPlan, Parameters
 from gradstep.backends.numpy import LOSSES
-from gradstep.layers import layer_plans
+from gradstep.layers import Embedding, layer_plans
 from gradstep.network import Network
 from gradstep.tables import Column, NumberColumn
 
 
 @dataclass(frozen=True)
 class ForwardLayer:
-    """``a = activation(x W + b)``; dropout is only of interest to who trains further."""
+    """One layer: ``a = activation(z)``, with z as `LayerPlan` has it for these kinds.
 
-    W: Array
-    """(n_in, n_out)."""
-    b: Array
-    """(n_out,)."""
-    activation: str
-    dropout: float
+    ============  ===========================  =========================================================
+    kind          arrays                       z
+    ============  ===========================  =========================================================
+    dense         W (n_in, n_out), b           ``x W + b``
+    layer_norm    gain, shift                  rows with mean 0 and variance 1, times gain, plus shift
+    sum                                        ``x`` plus the outputs of `other`
+    affine        gain, b                      ``x gain + b``, column by column: no kind of `LayerPlan`
+    embedding     W (categories, size)         the columns of x but one, then that row of W it names
+    ============  ===========================  =========================================================
+    """
+
+    kind: str
+    n_in: int
+    n_out: int
+    arrays: dict[str, Array]
+    source: int
+    """Number of the layer whose outputs are x; -1 for those of the preprocessing."""
+    other: int = -1
+    """The same for the second summand of a sum."""
+    activation: str = "identity"
+    dropout: float = 0.0
+    """Only of interest to who trains further."""
+    epsilon: float = 0.0
+    """Of a layer_norm."""
+    column: int = 0
+    """The column of x that an embedding replaces."""
+
+    @property
+    def W(self) -> Array:  # noqa: N802
+        """Of a dense layer or an embedding; of an affine one the diagonal matrix that does the same."""
+        return np.diag(self.arrays["gain"]) if self.kind == "affine" else self.arrays["W"]
+
+    @property
+    def b(self) -> Array:
+        """Of a dense or affine layer, (n_out,)."""
+        return self.arrays["b"]
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """Numbers of all layers that it takes."""
+        return (self.source, self.other) if self.kind == "sum" else (self.source,)
 
 
 @dataclass(frozen=True)
@@ -36,6 +72,7 @@ class Forward:
     scale: Array | None
     """The network sees ``(x - shift) * scale``, in its dtype; None where it sees x."""
     layers: tuple[ForwardLayer, ...]
+    """Each behind those that it takes; the outputs are those of the last."""
     link: str
     """identity, exp, sigmoid or softmax."""
     target_shift: Array | None
@@ -45,12 +82,18 @@ class Forward:
     @property
     def n_in(self) -> int:
         """Columns of X."""
-        return int(self.layers[0].W.shape[0])
+        return self.layers[0].n_in
 
     @property
     def n_out(self) -> int:
         """Columns of the predictions."""
-        return int(self.layers[-1].W.shape[1])
+        return self.layers[-1].n_out
+
+    @property
+    def categories(self) -> dict[int, int]:
+        """How many categories the embedded columns of X have, by column."""
+        layers = self.network.layers
+        return {layer.column: layer.categories for layer in layers if isinstance(layer, Embedding)}
 
     @property
     def encodings(self) -> tuple[Column, ...] | None:
@@ -113,10 +156,8 @@ def forward_of(model: Any) -> Forward:
         if not np.isfinite(values).all():
             raise ValueError(f"the network cannot be exported: {name} holds NaN or infinity")
     layers = tuple(
-        ForwardLayer(
-            layer.W.astype(network.dtype), layer.b.astype(network.dtype), layer.activation, layer.dropout
-        )
-        for layer in _folded(layer_plans(network.layers, network.n_in), parameters)
+        replace(layer, arrays={name: values.astype(network.dtype) for name, values in layer.arrays.items()})
+        for layer in _Folding(layer_plans(network.layers, network.n_in), parameters).layers
     )
     shift, scale = _statistics(config["preprocessing"], network.dtype)
     target_shift, target_scale = _statistics(config["target_preprocessing"], "float64")
@@ -126,45 +167,110 @@ def forward_of(model: Any) -> Forward:
     return Forward(network, shift, scale, layers, link, target_shift, target_scale)
 
 
-def _folded(plans: tuple[LayerPlan, ...], parameters: Parameters) -> tuple[ForwardLayer, ...]:
-    """Dense layers that compute the same: gains and shifts go into the products beside them.
+class _Waiting(NamedTuple):
+    """Outputs of a layer times a gain plus a shift, for the one layer that takes them."""
 
-    Those that stand between two activations become products with a diagonal matrix.
+    source: int
+    gain: Array
+    shift: Array
+
+
+class _Folding:
+    """Layers that compute the same, float64: gains and shifts go into the layers beside them.
+
+    Into the layer in front of them if nothing else takes its outputs, else into the product behind them if
+    nothing else takes theirs. The rest become affine layers.
     """
-    layers: list[ForwardLayer] = []
-    waiting: tuple[Array, Array] | None = None  # gain and shift in front of the next layer
-    for plan in plans:
-        behind = plan.activation, plan.dropout
-        if plan.kind == "dense":
-            W, b = (parameters[f"{plan.name}.{name}"].astype(np.float64) for name in "Wb")
-            if waiting is not None:
-                W, b, waiting = waiting[0][:, None] * W, waiting[1] @ W + b, None
-            layers.append(ForwardLayer(W, b, *behind))
-            continue
-        gain, shift = _gain_and_shift(plan, parameters)
-        before = layers[-1] if layers else None
-        if waiting is not None:
-            gain, shift = waiting[0] * gain, waiting[1] * gain + shift
-        elif before is not None and before.activation == "identity" and before.dropout == 0:
-            layers[-1] = ForwardLayer(before.W * gain, before.b * gain + shift, *behind)
-            continue
-        waiting = gain, shift
-        if behind != ("identity", 0.0) or plan is plans[-1]:
-            layers.append(ForwardLayer(np.diag(gain), shift, *behind))
-            waiting = None
-    return tuple(layers)
+
+    def __init__(self, plans: tuple[LayerPlan, ...], parameters: Parameters) -> None:
+        self.layers: list[ForwardLayer] = []
+        self._parameters = parameters
+        self._outputs: dict[int, int | _Waiting] = {-1: -1}
+        """Where the outputs of each plan are: those of a layer, or waiting for the next one."""
+        self._takers = Counter(
+            index - back
+            for index, plan in enumerate(plans)
+            for back in ((plan.back, plan.other_back) if plan.kind == "sum" else (plan.back,))
+        )
+        for index, plan in enumerate(plans):
+            if plan.kind in ("scale", "batch_norm"):
+                self._outputs[index] = self._rescaled(plan, index)
+            else:
+                self._outputs[index] = self._added(plan, index)
+
+    def _own(self, plan: LayerPlan) -> dict[str, Array]:
+        names = (*plan.parameter_shapes(), *plan.statistics_shapes())
+        return {name: self._parameters[f"{plan.name}.{name}"].astype(np.float64) for name in names}
+
+    def _added(self, plan: LayerPlan, index: int) -> int:
+        """The number of a new layer that does what the plan says."""
+        source, arrays = self._outputs[index - plan.back], self._own(plan)
+        if plan.kind == "dense" and isinstance(source, _Waiting):
+            arrays["b"] = source.shift @ arrays["W"] + arrays["b"]
+            arrays["W"], source = source.gain[:, None] * arrays["W"], source.source
+        layer = ForwardLayer(
+            plan.kind,
+            plan.n_in,
+            plan.n_out,
+            arrays,
+            self._settled(source),
+            self._settled(self._outputs[index - plan.other_back]) if plan.kind == "sum" else -1,
+            plan.activation,
+            plan.dropout,
+            plan.epsilon,
+            plan.column,
+        )
+        self.layers.append(layer)
+        return len(self.layers) - 1
+
+    def _rescaled(self, plan: LayerPlan, index: int) -> int | _Waiting:
+        """The outputs of a layer that multiplies every column and then adds."""
+        gain, shift = _gain_and_shift(plan, self._own(plan))
+        source = self._outputs[index - plan.back]
+        if isinstance(source, _Waiting):
+            source = _Waiting(source.source, source.gain * gain, source.shift * gain + shift)
+        elif self._takes_in(source, index - plan.back):
+            before = self.layers[source]
+            arrays = {name: values * gain for name, values in before.arrays.items()}
+            last = "b" if before.kind == "dense" else "shift"
+            arrays[last] = arrays[last] + shift
+            self.layers[source] = replace(
+                before, arrays=arrays, activation=plan.activation, dropout=plan.dropout
+            )
+            return source
+        else:
+            source = _Waiting(source, gain, shift)
+        if (plan.activation, plan.dropout, self._takers[index]) == ("identity", 0.0, 1):
+            return source
+        return self._settled(source, plan.activation, plan.dropout)
+
+    def _takes_in(self, layer: int, plan: int) -> bool:
+        """Whether a layer, the last one of a plan, can take in what stands behind it."""
+        if layer < 0 or self._takers[plan] != 1:
+            return False
+        before = self.layers[layer]
+        linear = before.kind in ("dense", "layer_norm")
+        return linear and before.activation == "identity" and before.dropout == 0
+
+    def _settled(self, outputs: int | _Waiting, activation: str = "identity", dropout: float = 0.0) -> int:
+        """The number of a layer with these outputs, a new one if they wait."""
+        if not isinstance(outputs, _Waiting):
+            return outputs
+        width, arrays = len(outputs.gain), {"gain": outputs.gain, "b": outputs.shift}
+        self.layers.append(
+            ForwardLayer(
+                "affine", width, width, arrays, outputs.source, activation=activation, dropout=dropout
+            )
+        )
+        return len(self.layers) - 1
 
 
-def _gain_and_shift(plan: LayerPlan, parameters: Parameters) -> tuple[Array, Array]:
-    """What a layer multiplies every column by and then adds, float64."""
-    own = {name: parameters[f"{plan.name}.{name}"].astype(np.float64) for name in plan.parameter_shapes()}
+def _gain_and_shift(plan: LayerPlan, own: dict[str, Array]) -> tuple[Array, Array]:
+    """What a scale or batch_norm multiplies every column by and then adds."""
     if plan.kind == "scale":
         return own["gain"], np.zeros(plan.n_out)
-    if plan.kind != "batch_norm":
-        raise ValueError(f"the network cannot be exported: a layer such as {plan.name} has no export yet")
-    mean, variance = (parameters[f"{plan.name}.{name}"].astype(np.float64) for name in ("mean", "variance"))
-    gain = own["gain"] / np.sqrt(variance + plan.epsilon)
-    return gain, own["shift"] - mean * gain
+    gain = own["gain"] / np.sqrt(own["variance"] + plan.epsilon)
+    return gain, own["shift"] - own["mean"] * gain
 
 
 def _statistics(config: dict[str, Any], dtype: str) -> tuple[Array | None, Array | None]:
@@ -183,13 +289,24 @@ def check_float32(forward: Forward, target: str) -> None:
     target : str
         What computes in float32, for the error: "ONNX file", "C header".
     """
-    numbers = [value for layer in forward.layers for value in (layer.W, layer.b)]
+    numbers = [value for layer in forward.layers for value in layer.arrays.values()]
     numbers += [value for value in (forward.shift, forward.scale, forward.target_shift) if value is not None]
     if forward.target_scale is not None:
         numbers.append(1 / forward.target_scale)
     largest = max(float(np.abs(value).max()) for value in numbers)
     if largest > float(np.finfo(np.float32).max):
         raise ValueError(f"the {target} computes in float32, which cannot hold the network's {largest:.3g}")
+    for layer in forward.layers:
+        if layer.kind == "layer_norm" and layer.epsilon < float(np.finfo(np.float32).tiny):
+            raise ValueError(
+                f"the {target} computes in float32, which cannot hold an epsilon of {layer.epsilon:.3g}"
+            )
+    for column, categories in forward.categories.items():
+        if categories > 2**24:
+            raise ValueError(
+                f"the {target} computes in float32, which cannot tell {categories} categories of column "
+                f"{column} apart"
+            )
     if forward.network.dtype == "float64" and forward.encodings is None:
         _check_resolution(forward.shift, forward.scale, target, "column {} of X")
     _check_resolution(forward.target_shift, forward.target_scale, target, "column {} of y")

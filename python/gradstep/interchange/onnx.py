@@ -13,7 +13,13 @@ import numpy as np
 from gradstep.backends.base import Array
 from gradstep.backends.numpy import LEAKY_RELU_SLOPE, SELU_ALPHA, SELU_SCALE
 from gradstep.interchange import parity
-from gradstep.interchange.forward import Forward, check_columns_float32, check_float32, forward_of
+from gradstep.interchange.forward import (
+    Forward,
+    ForwardLayer,
+    check_columns_float32,
+    check_float32,
+    forward_of,
+)
 from gradstep.io import replace_atomically
 from gradstep.tables import CategoryColumn, Column, NumberColumn
 from gradstep.version import __version__
@@ -36,7 +42,8 @@ def export_onnx(net: Any, path: str | os.PathLike[str]) -> None:
 
     The input is ``X``, float (N, n_in), with any number of rows; the output is ``predictions``, float
     (N, n_out). Preprocessing, softmax, and the targets' own units are part of the file; dropout is not, as in
-    every prediction. Class names are in its metadata, under "classes", as JSON.
+    every prediction. Class names are in its metadata, under "classes", as JSON. Embedded columns hold
+    categories as in training; numbers beyond them are an error when the file runs.
 
     A network with a `TableEncoder` takes raw columns instead: one input of shape (N, 1) for each column that
     had values in training, under its name. Numbers are float, NaN where they are missing; categories and
@@ -70,7 +77,8 @@ def export_onnx(net: Any, path: str | os.PathLike[str]) -> None:
     check_float32(forward, "ONNX file")
     if forward.encodings is not None:
         check_columns_float32(forward.encodings, "ONNX file")
-    if 4 * sum(layer.W.size + layer.b.size for layer in forward.layers) > MAX_BYTES:
+    numbers = sum(values.size for layer in forward.layers for values in layer.arrays.values())
+    if 4 * numbers > MAX_BYTES:
         raise ValueError("the network is too large for an ONNX file, which holds up to 2 GB")
     model = onnx_model(forward)
     onnx.checker.check_model(model, full_check=True)
@@ -245,14 +253,52 @@ def _layers(graph: _Graph, forward: Forward, value: str) -> str:
     if forward.shift is not None:
         value = graph.add("Sub", [value, graph.constant("shift", forward.shift)])
         value = graph.add("Mul", [value, graph.constant("scale", forward.scale)])
+    values = {-1: value}
     for index, layer in enumerate(forward.layers):
-        W, b = graph.constant(f"W_{index}", layer.W), graph.constant(f"b_{index}", layer.b)
-        value = _function(graph, layer.activation, graph.add("Gemm", [value, W, b]))
+        value = _layer(graph, index, layer, *(values[number] for number in layer.inputs))
+        values[index] = value = _function(graph, layer.activation, value)
     value = _function(graph, forward.link, value)
     if forward.target_scale is not None:
         value = graph.add("Mul", [value, graph.constant("y_scale", 1 / forward.target_scale)])
         value = graph.add("Add", [value, graph.constant("y_shift", forward.target_shift)])
     return value
+
+
+def _layer(graph: _Graph, index: int, layer: ForwardLayer, x: str, other: str = "") -> str:
+    """What a layer makes of its inputs, before its activation."""
+    arrays = {name: graph.constant(f"{name}_{index}", values) for name, values in layer.arrays.items()}
+    match layer.kind:
+        case "dense":
+            return graph.add("Gemm", [x, arrays["W"], arrays["b"]])
+        case "affine":
+            return graph.add("Add", [graph.add("Mul", [x, arrays["gain"]]), arrays["b"]])
+        case "sum":
+            return graph.add("Add", [x, other])
+        case "embedding":
+            return _embedding(graph, index, layer, x, arrays["W"])
+    # LayerNormalization is newer than the opset.
+    centred = graph.add("Sub", [x, graph.add("ReduceMean", [x], axes=[1])])
+    variance = graph.add("ReduceMean", [graph.add("Mul", [centred, centred])], axes=[1])
+    variance = graph.add("Add", [variance, graph.constant(f"epsilon_{index}", layer.epsilon)])
+    normalised = graph.add("Div", [centred, graph.add("Sqrt", [variance])])
+    return graph.add("Add", [graph.add("Mul", [normalised, arrays["gain"]]), arrays["shift"]])
+
+
+def _embedding(graph: _Graph, index: int, layer: ForwardLayer, x: str, vectors: str) -> str:
+    """The other columns, then the vectors of the categories."""
+    from onnx import TensorProto
+
+    column = graph.constant(f"column_{index}", layer.column, np.int64)
+    category = graph.add("Cast", [graph.add("Gather", [x, column], axis=1)], to=TensorProto.INT64)
+    # Gather counts negative numbers from the end; as too large ones they are an error.
+    negative = graph.add("Less", [category, graph.constant("category_0", 0, np.int64)])
+    beyond = graph.constant(f"categories_{index}", len(layer.W), np.int64)
+    found = graph.add("Gather", [vectors, graph.add("Where", [negative, beyond, category])], axis=0)
+    others = [k for k in range(layer.n_in) if k != layer.column]
+    if not others:
+        return found
+    rest = graph.add("Gather", [x, graph.constant(f"others_{index}", others, np.int64)], axis=1)
+    return graph.add("Concat", [rest, found], axis=1)
 
 
 _OPERATORS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -26,6 +26,8 @@ class ParityError(ArithmeticError):
 def sample_rows(forward: Forward) -> Array:
     """Rows like those of training as far as the preprocessing knows them, else normal ones; the last is 0.
 
+    Embedded columns hold categories.
+
     Returns
     -------
     numpy.ndarray
@@ -36,6 +38,8 @@ def sample_rows(forward: Forward) -> Array:
     rows[-1] = 0
     if forward.shift is not None and forward.scale is not None:
         rows = rows / forward.scale + forward.shift
+    for column, categories in forward.categories.items():
+        rows[:, column] = rng.integers(0, categories, size=ROWS)
     limit = float(np.finfo(np.float32).max) / 4
     rows = np.clip(rows, -limit, limit).astype(np.float32).astype(forward.network.dtype)
     return np.ascontiguousarray(rows)
@@ -123,6 +127,7 @@ def _allowed(forward: Forward, rows: Array, expected: Array) -> Array:
     unit = np.ones(forward.n_out) if forward.target_scale is None else 1 / forward.target_scale
     shift = np.zeros(forward.n_out) if forward.target_shift is None else forward.target_shift
     signs = np.random.default_rng(1).choice([-FLOAT_EPS, FLOAT_EPS], size=rows.shape).astype(rows.dtype)
+    signs[:, list(forward.categories)] = 0
     noise = np.abs(forward.network.predict(rows + rows * signs) - expected)
     finite = np.isfinite(expected) & np.isfinite(noise)
     size = np.where(finite, np.abs(expected - shift), 0).max(axis=0)

@@ -12,8 +12,19 @@ import numpy as np
 from gradstep.backends.base import Array
 from gradstep.backends.numpy import LEAKY_RELU_SLOPE, LINKS, LOSSES
 from gradstep.interchange import parity
-from gradstep.interchange.forward import Forward, forward_of
-from gradstep.layers import Dense, Dropout, Input, Layer
+from gradstep.interchange.forward import Forward, ForwardLayer, forward_of
+from gradstep.layers import (
+    Activation,
+    BatchNorm,
+    Dense,
+    Dropout,
+    Embedding,
+    Input,
+    Layer,
+    LayerNorm,
+    Residual,
+    all_layers,
+)
 from gradstep.losses import Loss, as_loss
 from gradstep.network import Network
 from gradstep.optimizers import Optimizer
@@ -36,6 +47,12 @@ _MODULES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Activations as PyTorch's modules, with the options for which the two agree."""
 
+_LAYERS = ("Linear", "LayerNorm", "BatchNorm1d", "EmbedColumn", "Residual")
+"""Modules that become layers with parameters."""
+
+_PLACES = "Linear, LayerNorm, BatchNorm1d or Residual"
+"""What may stand in front of activations, links and Dropout."""
+
 _LINK_LOSSES = {"Softmax": "cross_entropy", "Sigmoid": "binary_cross_entropy", "Exp": "poisson"}
 """The loss of a network that ends with one of these modules, where none is given."""
 
@@ -45,8 +62,10 @@ def to_torch(net: Any, *, logits: bool = False) -> torch.nn.Sequential:
 
     The module holds copies of the parameters and is in evaluation mode; ``.train()`` turns dropout on. It
     takes tensors of the network's dtype, (n, n_in); of a network with a `TableEncoder`, the encoder's
-    features. The preprocessing is a module with buffers in front. Where targets are standardized, outputs are
-    in the units of y and float64, as in `predict`; ``.float()`` makes everything float32.
+    features. The preprocessing is a module with buffers in front. `BatchNorm` and `Scale` are part of the
+    Linear or LayerNorm beside them, or a Linear with a diagonal weight; `Residual` and `Embedding` are
+    modules of `gradstep.interchange.torch_modules`. Where targets are standardized, outputs are in the units
+    of y and float64, as in `predict`; ``.float()`` makes everything float32.
 
     Parameters
     ----------
@@ -72,7 +91,7 @@ def to_torch(net: Any, *, logits: bool = False) -> torch.nn.Sequential:
     """
     torch = _import_torch("to_torch")
     forward = forward_of(net)
-    modules = [*_front(forward), *_dense(forward)]
+    modules = [*_front(forward), *_modules(forward, -1, len(forward.layers) - 1)]
     complete = torch.nn.Sequential(*modules, *_back(forward)).eval()
     rows = parity.sample_rows(forward)
     parity.check("PyTorch module", forward, rows, _outputs(complete, rows))
@@ -99,24 +118,69 @@ def _front(forward: Forward) -> Iterator[torch.nn.Module]:
         yield Preprocess(forward.shift.tolist(), forward.scale.tolist(), dtype)
 
 
-def _dense(forward: Forward) -> Iterator[torch.nn.Module]:
+def _modules(forward: Forward, start: int, end: int) -> list[torch.nn.Module]:
+    """What leads from the outputs of one layer to those of another."""
+    modules: list[list[torch.nn.Module]] = []
+    while end != start:
+        layer, before = forward.layers[end], _before(forward, end)
+        modules.append([_module(forward, layer, before), *_behind(layer)])
+        end = before
+    return [module for part in reversed(modules) for module in part]
+
+
+def _before(forward: Forward, index: int) -> int:
+    """The layer in front of another one; of a sum, that in front of its block."""
+    layer = forward.layers[index]
+    if layer.kind != "sum":
+        return layer.source
+    place = layer.source
+    while place not in (layer.other, -1):
+        place = forward.layers[place].source
+    return place if place == layer.other else forward.layers[layer.other].source
+
+
+def _module(forward: Forward, layer: ForwardLayer, before: int) -> torch.nn.Module:
+    """A layer as a module with its parameters, without its activation."""
     import torch
 
-    for layer in forward.layers:
-        n_in, n_out = layer.W.shape
-        # Without initial values, which would move PyTorch's random generator.
-        linear = torch.nn.utils.skip_init(
-            torch.nn.Linear, n_in, n_out, dtype=getattr(torch, forward.network.dtype)
-        )
-        with torch.no_grad():
-            linear.weight.copy_(torch.from_numpy(np.ascontiguousarray(layer.W.T)))
-            linear.bias.copy_(torch.from_numpy(layer.b))
-        yield linear
-        if layer.activation != "identity":
-            name, options = _MODULES[layer.activation]
-            yield getattr(torch.nn, name)(**options)
-        if layer.dropout:
-            yield torch.nn.Dropout(layer.dropout)
+    from gradstep.interchange.torch_modules import EmbedColumn, Residual
+
+    dtype = getattr(torch, forward.network.dtype)
+    match layer.kind:
+        case "dense" | "affine":
+            return _linear(layer, dtype)
+        case "sum":
+            block = torch.nn.Sequential(*_modules(forward, before, layer.source))
+            projection = _modules(forward, before, layer.other)
+            return Residual(block, projection[0] if projection else torch.nn.Identity())
+        case "embedding":
+            return EmbedColumn(layer.n_in, layer.column, torch.tensor(layer.W))
+    norm = torch.nn.LayerNorm(layer.n_out, eps=layer.epsilon, dtype=dtype)
+    with torch.no_grad():
+        norm.weight.copy_(torch.from_numpy(layer.arrays["gain"]))
+        norm.bias.copy_(torch.from_numpy(layer.arrays["shift"]))
+    return norm
+
+
+def _linear(layer: ForwardLayer, dtype: torch.dtype) -> torch.nn.Module:
+    import torch
+
+    # Without initial values, which would move PyTorch's random generator.
+    linear = torch.nn.utils.skip_init(torch.nn.Linear, layer.n_in, layer.n_out, dtype=dtype)
+    with torch.no_grad():
+        linear.weight.copy_(torch.from_numpy(np.ascontiguousarray(layer.W.T)))
+        linear.bias.copy_(torch.from_numpy(layer.b))
+    return linear
+
+
+def _behind(layer: ForwardLayer) -> Iterator[torch.nn.Module]:
+    import torch
+
+    if layer.activation != "identity":
+        name, options = _MODULES[layer.activation]
+        yield getattr(torch.nn, name)(**options)
+    if layer.dropout:
+        yield torch.nn.Dropout(layer.dropout)
 
 
 def _back(forward: Forward) -> Iterator[torch.nn.Module]:
@@ -160,9 +224,10 @@ def from_torch(
     Parameters
     ----------
     module : torch.nn.Sequential
-        Of Linear, each followed by at most one activation (ReLU, LeakyReLU(0.01), Tanh, Sigmoid, Softplus,
-        ELU, SELU, GELU, SiLU, Mish) and then Dropout, or such modules in one another; also what `to_torch`
-        returned. Flatten in front does nothing to rows. A Linear without bias gets one of zeros.
+        Of Linear, LayerNorm and BatchNorm1d, each followed by at most one activation (ReLU, LeakyReLU(0.01),
+        Tanh, Sigmoid, Softplus, ELU, SELU, GELU, SiLU, Mish) and then Dropout, or such modules in one
+        another; also what `to_torch` returned. Flatten in front does nothing to rows. A Linear or LayerNorm
+        without bias gets one of zeros.
     loss : str or Loss, optional
         The loss of the network. By default that of the module at the end: cross_entropy for Softmax,
         binary_cross_entropy for Sigmoid, else mse. A module that ends without its Softmax or Sigmoid, as
@@ -217,9 +282,19 @@ def _flat(module: torch.nn.Module, name: str) -> Iterator[tuple[str, torch.nn.Mo
 class _Parts:
     """What the modules of a Sequential say of a network, in turn."""
 
+    inside: bool = False
+    """Of a Residual."""
+    n_in: int | None = None
+    """Columns that the first layer takes."""
+    width: int | None = None
+    """Columns that the next layer gets."""
     layers: list[Layer] = field(default_factory=list)
     parameters: list[Array] = field(default_factory=list)
-    """W and b of each layer in turn."""
+    """Those that are trained of each layer in turn, such as W and b."""
+    statistics: list[Array] = field(default_factory=list)
+    """Running means and variances."""
+    columns: list[int] = field(default_factory=list)
+    """The input's columns in front of which no Embedding stands."""
     preprocessing: dict[str, list[float]] | None = None
     target_preprocessing: dict[str, list[float]] | None = None
     end: str = ""
@@ -235,37 +310,115 @@ class _Parts:
             raise ValueError(f"{name} is a {kind} of {source}, which a Network cannot have")
         if self.end in ("Softmax", "Exp", "TargetUnits") and kind not in ("Identity", "TargetUnits"):
             raise ValueError(f"{name} is a {kind}, but a Network ends behind a {self.end}")
-        if kind == "Identity" or (kind == "Flatten" and not self.layers and _keeps_rows(module)):
+        front = not self.layers and not self.inside
+        if kind == "Identity" or (kind == "Flatten" and front and _keeps_rows(module)):
             return
-        if kind == "Linear":
-            self._add_linear(name, module)
+        if kind in _LAYERS:
+            self._add_layer(name, module)
         elif kind == "Dropout":
             self._add_dropout(name, module)
-        elif kind == "Preprocess" and not self.layers and self.preprocessing is None:
+        elif kind == "Preprocess" and front and self.preprocessing is None:
             self.preprocessing = _affine(module)
-        elif kind == "TargetUnits" and self.layers:
+        elif kind == "TargetUnits" and self.layers and not self.inside:
             self.target_preprocessing = _affine(module)
-        elif kind == "Exp" or (kind == "Softmax" and getattr(module, "dim", None) in (None, 1, -1)):
-            if self.end != "Linear":
-                raise ValueError(f"{name} is a {kind}, which must stand right behind a Linear in a Network")
+        elif not self.inside and _is_link(module):
+            self._check_link(name, kind)
         else:
             self._add_activation(name, module)
         self.end = kind
 
-    def _add_linear(self, name: str, module: Any) -> None:
-        n_in, n_out = module.in_features, module.out_features
-        if self.parameters and n_in != self.parameters[-1].size:
-            raise ValueError(f"{name} takes {n_in} columns, but gets {self.parameters[-1].size}")
-        W = _numbers(module.weight).T
-        b = np.zeros(n_out, W.dtype) if module.bias is None else _numbers(module.bias)
-        if not self.layers:
-            self.layers.append(Input(n_in))
-        self.layers.append(Dense(n_out))
-        self.parameters += [W, b]
+    def _check_link(self, name: str, kind: str) -> None:
+        if self.end not in _LAYERS or self.end == "EmbedColumn":
+            raise ValueError(f"{name} is a {kind}, which must stand right behind a {_PLACES}")
+
+    def _add_layer(self, name: str, module: Any) -> None:
+        match type(module).__name__:
+            case "Linear":
+                self._take(name, module.in_features, module.out_features)
+                W = _numbers(module.weight).T
+                self.parameters += [W, _or_zeros(module.bias, W)]
+                self.layers.append(Dense(module.out_features))
+            case "LayerNorm":
+                self._add_layer_norm(name, module)
+            case "BatchNorm1d":
+                self._add_batch_norm(name, module)
+            case "EmbedColumn":
+                self._add_embedding(name, module)
+            case _:
+                self._add_block(name, module)
+
+    def _take(self, name: str, n_in: int, n_out: int) -> None:
+        """Check the width of the next layer."""
+        if self.width not in (None, n_in):
+            raise ValueError(f"{name} takes {n_in} columns, but gets {self.width}")
+        self.n_in = n_in if self.n_in is None else self.n_in
+        self.width = n_out
+
+    def _add_layer_norm(self, name: str, module: Any) -> None:
+        if len(module.normalized_shape) != 1 or not module.elementwise_affine:
+            raise ValueError(f"{name} must be a LayerNorm of one dimension with elementwise_affine=True")
+        (width,) = module.normalized_shape
+        self._take(name, width, width)
+        gain = _numbers(module.weight)
+        self.parameters += [gain, _or_zeros(module.bias, gain)]
+        self.layers.append(LayerNorm(_above_0(name, "eps", module.eps)))
+
+    def _add_batch_norm(self, name: str, module: Any) -> None:
+        if not module.affine or module.running_mean is None:
+            raise ValueError(f"{name} must be a BatchNorm1d with affine=True and track_running_stats=True")
+        if module.momentum is None or not 0 < module.momentum < 1:
+            raise ValueError(
+                f"{name} must have a momentum between 0 and 1 in a Network, got {module.momentum!r}"
+            )
+        self._take(name, module.num_features, module.num_features)
+        self.parameters += [_numbers(module.weight), _numbers(module.bias)]
+        self.statistics += [_numbers(module.running_mean), _numbers(module.running_var)]
+        self.layers.append(BatchNorm(float(module.momentum), _above_0(name, "eps", module.eps)))
+
+    def _add_embedding(self, name: str, module: Any) -> None:
+        if self.inside or not all(isinstance(layer, Embedding) for layer in self.layers):
+            raise ValueError(
+                f"{name} is an EmbedColumn, which must stand in front of all layers in a Network"
+            )
+        vectors = _numbers(module.embedding.weight)
+        categories, size = vectors.shape
+        self._take(name, module.n_in, module.n_in - 1 + size)
+        self.columns = self.columns if self.layers else list(range(module.n_in))
+        if not 0 <= module.column < len(self.columns):
+            raise ValueError(f"{name} must replace a column of the input, got column {module.column}")
+        self.layers.append(Embedding(self.columns.pop(module.column), categories, size))
+        self.parameters.append(vectors)
+
+    def _add_block(self, name: str, module: Any) -> None:
+        """A Residual: its block's parameters, then its projection's."""
+        block = _Parts(inside=True, width=self.width)
+        for place, part in _flat(module.block, ""):
+            block.add(f"{name}.block{place.removeprefix('module')}", part)
+        if block.n_in is None or block.width is None:
+            raise ValueError(f"{name} must have a layer in its block")
+        self._take(name, block.n_in, block.width)
+        self.parameters += block.parameters
+        self.statistics += block.statistics
+        self.layers.append(Residual(block.layers))
+        projection, kind = module.projection, type(module.projection).__name__
+        if kind != ("Identity" if block.n_in == block.width else "Linear"):
+            raise ValueError(
+                f"{name} has a block from {block.n_in} to {block.width} columns beside a projection that is "
+                f"{kind}, which a Network cannot have"
+            )
+        if kind == "Linear":
+            side = _Parts(inside=True, width=block.n_in)
+            side.add(f"{name}.projection", projection)
+            if side.width != block.width:
+                raise ValueError(
+                    f"{name} adds {side.width} columns of its projection to {block.width} of its block"
+                )
+            self.parameters += side.parameters
 
     def _add_dropout(self, name: str, module: Any) -> None:
-        if not isinstance(self.layers[-1] if self.layers else None, Dense):
-            raise ValueError(f"{name} is a Dropout, which must stand behind a Linear or its activation")
+        last = self.layers[-1] if self.layers else None
+        if last is None or isinstance(last, Embedding | Dropout):
+            raise ValueError(f"{name} is a Dropout, which must stand behind a {_PLACES} or its activation")
         self.layers.append(Dropout(module.p))
 
     def _add_activation(self, name: str, module: torch.nn.Module) -> None:
@@ -278,15 +431,18 @@ class _Parts:
             if given != value:
                 raise ValueError(f"{name} must have {option}={value!r} in a Network, got {given!r}")
         last = self.layers[-1] if self.layers else None
-        if not isinstance(last, Dense) or last.activation != "identity":
-            raise ValueError(f"{name} is a {kind}, which must stand right behind a Linear in a Network")
-        self.layers[-1] = Dense(last.units, activation)
+        if isinstance(last, Dense) and last.activation == "identity":
+            self.layers[-1] = Dense(last.units, activation)
+        elif isinstance(last, LayerNorm | BatchNorm | Residual):
+            self.layers.append(Activation(activation))
+        else:
+            raise ValueError(f"{name} is a {kind}, which must stand right behind a {_PLACES} in a Network")
 
     def network(
         self, loss: str | Loss | None, optimizer: str | Optimizer, seed: int, backend: str
     ) -> Network:
         """The network, with its parameters."""
-        if not self.layers:
+        if self.n_in is None or not any(isinstance(layer, Dense) for layer in all_layers(self.layers)):
             raise ValueError("module must have at least one Linear, got none")
         chosen = as_loss(_LINK_LOSSES.get(self.end, "mse") if loss is None else loss)
         self._take_link(chosen)
@@ -295,11 +451,17 @@ class _Parts:
             raise ValueError("module ends with Dropout, which must stand between two Linear in a Network")
         dtype = np.result_type(*self.parameters).name
         network = Network(
-            self.layers, loss=chosen, optimizer=optimizer, seed=seed, dtype=dtype, backend=backend
+            [Input(self.n_in), *self.layers],
+            loss=chosen,
+            optimizer=optimizer,
+            seed=seed,
+            dtype=dtype,
+            backend=backend,
         )
         network = self._with_statistics(network, backend)
         names = network.plan.parameter_shapes()
-        network.set_parameters(dict(zip(names, self.parameters, strict=True)))
+        values = [*self.parameters, *self.statistics]
+        network.set_parameters(dict(zip(names, values, strict=True)))
         return network
 
     def _take_link(self, loss: Loss) -> None:
@@ -311,8 +473,8 @@ class _Parts:
                 f"got {loss.name!r}"
             )
         last = self.layers[-1]
-        if self.end == "Sigmoid" and link == "sigmoid" and isinstance(last, Dense):
-            self.layers[-1] = Dense(last.units)
+        if self.end == "Sigmoid" and link == "sigmoid":
+            self.layers[-1:] = [Dense(last.units)] if isinstance(last, Dense) else []
 
     def _with_statistics(self, network: Network, backend: str) -> Network:
         """The network with the preprocessing of the module: an affine map, whatever it was called."""
@@ -326,8 +488,24 @@ class _Parts:
         return Network.from_config(config, backend=backend)
 
 
+def _is_link(module: Any) -> bool:
+    kind = type(module).__name__
+    return kind == "Exp" or (kind == "Softmax" and module.dim in (None, 1, -1))
+
+
 def _keeps_rows(module: Any) -> bool:
     return module.start_dim == 1 and module.end_dim in (-1, 1)
+
+
+def _or_zeros(bias: Any, weights: Array) -> Array:
+    """What a module adds, with one number an output; zeros where it adds nothing."""
+    return np.zeros(weights.shape[-1], weights.dtype) if bias is None else _numbers(bias)
+
+
+def _above_0(name: str, option: str, value: float) -> float:
+    if not value > 0:
+        raise ValueError(f"{name} must have {option} greater than 0 in a Network, got {value!r}")
+    return float(value)
 
 
 def _affine(module: Any) -> dict[str, list[float]]:

@@ -54,3 +54,50 @@ class Exp(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Elementwise."""
         return torch.exp(x)
+
+
+class Residual(nn.Module):
+    """``block(x) + projection(x)``.
+
+    Parameters
+    ----------
+    block : torch.nn.Module
+        What the inputs go through.
+    projection : torch.nn.Module
+        `torch.nn.Linear` where the block changes the width, else `torch.nn.Identity`.
+    """
+
+    def __init__(self, block: nn.Module, projection: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+        self.projection = projection
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """From (n, n_in) to (n, n_out)."""
+        summed: torch.Tensor = self.block(x) + self.projection(x)
+        return summed
+
+
+class EmbedColumn(nn.Module):
+    """The columns of x but one, then the vector of the category that the one holds.
+
+    Parameters
+    ----------
+    n_in : int
+        Number of columns.
+    column : int
+        The one that holds 0 to categories - 1.
+    vectors : torch.Tensor, (categories, size)
+        Trained on, as the weight of a `torch.nn.Embedding`.
+    """
+
+    def __init__(self, n_in: int, column: int, vectors: torch.Tensor) -> None:
+        super().__init__()
+        self.n_in = n_in
+        self.column = column
+        self.embedding = nn.Embedding.from_pretrained(vectors, freeze=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """From (n, n_in) to (n, n_in - 1 + size)."""
+        others = x[:, : self.column], x[:, self.column + 1 :]
+        return torch.cat([*others, self.embedding(x[:, self.column].long())], dim=1)
