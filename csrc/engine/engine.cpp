@@ -114,9 +114,9 @@ void Engine<T>::set(int what, std::size_t layer, const T* W, const T* b) {
 template <class T>
 void Engine<T>::move_statistics(const Batch<T>& b) {
     const double sum = b.weight_sum();
-    double squares = 0;
-    for (int64_t r = 0; r < b.rows && sum > 0; ++r) {
-        const double share = (b.data->weight ? static_cast<double>(b.data->weight[b.row(r)]) : 1) / sum;
+    double squares = b.data->weight ? 0 : 1 / sum;
+    for (int64_t r = 0; b.data->weight && sum > 0 && r < b.rows; ++r) {
+        const double share = static_cast<double>(b.data->weight[b.row(r)]) / sum;
         squares += share * share;
     }
     for (std::size_t l = 0; l < plan_.layers.size() && sum > 0; ++l) {
@@ -313,13 +313,32 @@ double Engine<T>::accumulate_passes(const Batch<T>& b, T scale, int threads, con
     return loss;
 }
 
-// Backward and update in one: false if a block of weights would overflow and was left out.
+// Backward and update in one: false if a block of weights would overflow and was left out. The gradients of layers
+// without products go to memory, where the errors below them need some of them.
 template <class T>
 bool Engine<T>::backward_fused(int64_t rows, int threads) {
     std::atomic<bool> overflow{false};
     const FusedUpdate<T> fused{update_, guarded_ ? guard() : nullptr, overflow};
-    panel_step_->backward(rows, update_.theta, {nullptr, false, &fused}, threads, false);
+    T* gradient = is_chain_ ? nullptr : gradient_in_memory();
+    panel_step_->backward(rows, update_.theta, {gradient, false, &fused}, threads, false);
+    if (!is_chain_) update_others(fused, gradient);
     return !overflow;
+}
+
+// The update of layers without products.
+template <class T>
+void Engine<T>::update_others(const FusedUpdate<T>& update, T* gradient) {
+    Laps* laps = profile_.begin(0);
+    for (std::size_t l = 0; l < plan_.layers.size(); ++l) {
+        const LayerPlan& d = plan_.layers[l];
+        if (d.is_dense() || update_.frozen(l)) continue;
+        const LayerParameters& at = net_->parameters().layers[l];
+        const auto which = d.has_gain() ? &Hypers<T>::biases : &Hypers<T>::weights;
+        update(at.weights, gradient + at.weights, static_cast<ptrdiff_t>(at.n_weights), update_.hyper(l, which));
+        update(at.biases, gradient + at.biases, static_cast<ptrdiff_t>(at.n_biases),
+               update_.hyper(l, &Hypers<T>::biases));
+    }
+    end_phase(laps, Phase::update);
 }
 
 // Forward, backward, update; the loss before the update. A loss that is not finite changes nothing. NaN where a
@@ -334,7 +353,7 @@ double Engine<T>::step_batch(const Batch<T>& b, const Scales& s, double learning
         begin_update(s, learning_rate);
         return apply(chunked_->gradient(), chunked_->part_stride(), chunked_->parts(), threads) ? loss : undo_update();
     }
-    const bool fused = is_chain_ && !clips_ && b.rows <= panel_step_->most_rows();
+    const bool fused = !clips_ && b.rows <= panel_step_->most_rows();
     const DropStep drop = drop_step();
     if (fused) panel_step_->set_dropout(drop);
     double loss = fused ? panel_step_->forward(b, update_.theta, scale, threads, false)
@@ -342,9 +361,9 @@ double Engine<T>::step_batch(const Batch<T>& b, const Scales& s, double learning
     loss = loss * s.loss + penalty(s.l2, threads);
     if (!std::isfinite(loss)) return loss;
     begin_update(s, learning_rate);
-    if (fused)  // where it fails, some blocks are left out
-        return backward_fused(b.rows, threads) ? loss : std::numeric_limits<double>::quiet_NaN();
-    if (!apply(gradient_, 0, 1, threads)) return undo_update();
+    if (fused && !backward_fused(b.rows, threads))  // some blocks are left out
+        return std::numeric_limits<double>::quiet_NaN();
+    if (!fused && !apply(gradient_, 0, 1, threads)) return undo_update();
     if (folded_) move_statistics(b);
     return loss;
 }

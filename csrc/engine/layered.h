@@ -30,7 +30,7 @@ public:
                   bool input_gradient) override {
         for (std::size_t l = net_.plan().layers.size(); l-- > (is_sparse_ ? 1 : 0);)
             if (net_.plan().layers[l].is_dense())
-                backward_layer(rows, theta, l, sink, threads, net_.plan().layers[l].input >= 0 || input_gradient);
+                backward_layer(rows, theta, l, sink, threads, net_.first_input_error(l, input_gradient));
             else
                 backward_other(rows, theta, l, sink, threads, input_gradient);
         if (is_sparse_) sparse_backward(rows, sink, threads);
@@ -168,33 +168,34 @@ private:
     }
 
     void backward_layer(int64_t rows, const T* theta, std::size_t l, const GradientSink<T>& sink, int threads,
-                        bool need_dx) {
+                        ptrdiff_t first_error) {
         const LayerPlan& d = net_.plan().layers[l];
         const ptrdiff_t inputs = net_.panels(d.n_in), outputs = net_.panels(d.n_out);
         threads = this->threads_for(4 * rows * d.n_in * d.n_out, threads);
-        if (need_dx && threads > 1 && inputs < 2 * threads) {
-            input_errors(rows, theta, l, threads);
-            need_dx = false;
+        if (first_error < inputs && threads > 1 && inputs < 2 * threads) {
+            input_errors(rows, theta, l, first_error, threads);
+            first_error = inputs;
         }
         // dX of an input panel needs all output panels; dW alone can be cut finer.
         const ptrdiff_t wanted = threads > 1 ? kTasksPerThread * threads : 1;
-        const ptrdiff_t groups = need_dx ? 1 : std::clamp<ptrdiff_t>((wanted + inputs - 1) / inputs, 1, outputs);
+        const ptrdiff_t finer = std::clamp<ptrdiff_t>((wanted + inputs - 1) / inputs, 1, outputs);
+        const ptrdiff_t groups = first_error < inputs ? 1 : finer;
         parallel_for(static_cast<int>(inputs * groups), threads, [&](int t, int worker) {
             const ptrdiff_t i = t / groups, g = t % groups;
             GradientSink<T> to = sink;
             to.laps = this->profile_.begin(worker);
             net_.backward_panel(ws_, x_, theta, l, i, outputs * g / groups, outputs * (g + 1) / groups, rows, to,
-                                this->worker_of(worker).scratch, need_dx);
+                                this->worker_of(worker).scratch, i >= first_error);
         });
     }
 
-    void input_errors(int64_t rows, const T* theta, std::size_t l, int threads) {
-        const ptrdiff_t inputs = net_.panels(net_.plan().layers[l].n_in);
+    void input_errors(int64_t rows, const T* theta, std::size_t l, ptrdiff_t first, int threads) {
+        const ptrdiff_t inputs = net_.panels(net_.plan().layers[l].n_in) - first;
         const ptrdiff_t by_row =
             std::clamp<ptrdiff_t>(kTasksPerThread * threads / inputs, 1, (rows + kLeastTaskRows - 1) / kLeastTaskRows);
         parallel_for(static_cast<int>(inputs * by_row), threads, [&](int t, int worker) {
             Laps* laps = this->profile_.begin(worker);
-            const ptrdiff_t i = t % inputs, r = t / inputs;
+            const ptrdiff_t i = first + t % inputs, r = t / inputs;
             net_.input_error_rows(ws_, theta, l, i, rows * r / by_row, rows * (r + 1) / by_row,
                                   this->worker_of(worker).scratch);
             end_phase(laps, Phase::input_gradient);

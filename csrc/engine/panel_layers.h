@@ -43,6 +43,16 @@ public:
 
     const Links& links(std::size_t l) const { return links_[l]; }
 
+    // So many leading columns of layer l's inputs come from X, past embeddings: nobody needs their errors, unless those
+    // of X are asked for.
+    ptrdiff_t untrained_inputs(std::size_t l) const {
+        ptrdiff_t replaced = 0;
+        int64_t from = plan_.layers[l].input;
+        for (; from >= 0 && plan_.layers[static_cast<std::size_t>(from)].kind == Kind::embedding; ++replaced)
+            from = plan_.layers[static_cast<std::size_t>(from)].input;
+        return from < 0 ? plan_.n_in() - replaced : 0;
+    }
+
     // Rows [r0, r1) of output panels [o0, o1), up to the activation. Row normalisation and embeddings need all panels,
     // column normalisation all rows.
     void forward(const Workspace<T>& ws, const T* x, const T* theta, std::size_t l, ptrdiff_t o0, ptrdiff_t o1,
@@ -114,7 +124,7 @@ public:
                                below(ws, d.input) + at, links_[l].keep});
             }
         } else if (wanted) {
-            embedded_errors(ws, l, r0, r1);
+            embedded_errors(ws, l, r0, r1, input_gradient ? 0 : untrained_inputs(l));
         }
     }
 
@@ -178,8 +188,21 @@ private:
         const ptrdiff_t size = d.weight_columns(), others = d.n_in - 1;
         for (ptrdiff_t r = r0; r < r1; ++r) {
             const T* vector = theta + layout_.layers[l].weights + category(ws, in, d, r) * size;
-            for (ptrdiff_t c = 0; c < others; ++c) ws.z[l][element(ws, r, c)] = in[element(ws, r, c + (c >= d.column))];
+            copy_columns(ws, in, 0, ws.z[l], 0, r, d.column);
+            copy_columns(ws, in, d.column + 1, ws.z[l], d.column, r, others - d.column);
             for (ptrdiff_t c = 0; c < size; ++c) ws.z[l][element(ws, r, others + c)] = vector[c];
+        }
+    }
+
+    // n columns of row r, piece by piece of both panels.
+    void copy_columns(const Workspace<T>& ws, const T* in, ptrdiff_t from, T* out, ptrdiff_t to, ptrdiff_t r,
+                      ptrdiff_t n) const {
+        while (n > 0) {
+            const ptrdiff_t piece = std::min({n, P_ - from % P_, P_ - to % P_});
+            std::copy_n(in + element(ws, r, from), piece, out + element(ws, r, to));
+            from += piece;
+            to += piece;
+            n -= piece;
         }
     }
 
@@ -195,11 +218,12 @@ private:
         }
     }
 
-    void embedded_errors(const Workspace<T>& ws, std::size_t l, ptrdiff_t r0, ptrdiff_t r1) const {
+    // Of the columns from `first` on.
+    void embedded_errors(const Workspace<T>& ws, std::size_t l, ptrdiff_t r0, ptrdiff_t r1, ptrdiff_t first) const {
         const LayerPlan& d = plan_.layers[l];
         T* to = below(ws, d.input);
         for (ptrdiff_t r = r0; r < r1; ++r)
-            for (ptrdiff_t c = 0; c < d.n_in; ++c) {
+            for (ptrdiff_t c = first; c < d.n_in; ++c) {
                 const T error = c == d.column ? T(0) : ws.errors[l + 1][element(ws, r, c - (c > d.column))];
                 T& at = to[element(ws, r, c)];
                 at = links_[l].keep ? at + error : error;

@@ -220,9 +220,9 @@ public:
                 other_errors(ws, theta, l, 0, rows, sink.laps, input_gradient);
                 continue;
             }
+            const ptrdiff_t first = first_input_error(l, input_gradient);
             for (ptrdiff_t i = 0; i < panels(d.n_in); ++i)
-                backward_panel(ws, x, theta, l, i, 0, panels(d.n_out), rows, sink, ws.scratch,
-                               d.input >= 0 || input_gradient);
+                backward_panel(ws, x, theta, l, i, 0, panels(d.n_out), rows, sink, ws.scratch, i >= first);
         }
     }
 
@@ -250,6 +250,13 @@ public:
         for (ptrdiff_t i = 0; d.kind == Kind::sum && links.last_other && i < panels(d.n_in); ++i)
             through_activation(ws, d.other, i, r0, r1);
         end_phase(laps, Phase::input_gradient);
+    }
+
+    // The first input panel of a dense layer whose errors somebody needs.
+    ptrdiff_t first_input_error(std::size_t l, bool input_gradient) const {
+        const LayerPlan& d = this->plan_.layers[l];
+        if (input_gradient) return 0;
+        return d.input < 0 ? panels(d.n_in) : others_.untrained_inputs(l) / P_;
     }
 
     // One input panel of one layer against output panels [o0, o1): its dX (which needs them all), its
