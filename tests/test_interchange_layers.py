@@ -399,3 +399,39 @@ def test_what_float32_cannot_hold_is_refused():
     net.set_parameters({"layer_norm_0.gain": np.full(4, 1e300)})
     with pytest.raises(ValueError, match="cannot hold the network's 1e"):
         check_float32(forward_of(net), "C header")
+
+
+# --------------------------------------------------------------------------------------------------
+# Means and variances.
+
+
+def gaussian_net(dtype="float32", units="standardize"):
+    options = {"loss": gs.GaussianNLL(0.01), "target_preprocessing": units}
+    return trained([gs.Dense(6, "tanh"), gs.Dense(4)], dtype, **options)
+
+
+@dtypes
+@pytest.mark.parametrize("units", ["standardize", "none"])
+def test_means_and_variances_are_exported_in_their_units(tmp_path, dtype, units):
+    net = gaussian_net(dtype, units)
+    gs.export_c(net, tmp_path / "model.h")  # compared with predict
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    gs.export_onnx(net, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"X": X})[0], net.predict(X), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("units", ["standardize", "none"])
+def test_means_and_variances_go_to_pytorch_and_back(units):
+    torch = pytest.importorskip("torch")
+    net = gaussian_net("float64", units)
+    module = gs.to_torch(net)
+    with torch.no_grad():
+        outputs = module(torch.from_numpy(X.astype(float))).numpy()
+    np.testing.assert_allclose(outputs, net.predict(X), rtol=1e-9)
+    again = gs.from_torch(module)
+    assert repr(again.loss) == "GaussianNLL(floor=0.01)"
+    np.testing.assert_allclose(again.predict(X), net.predict(X), rtol=1e-9)
+    with pytest.raises(ValueError, match="the loss must be 'gaussian_nll'"):
+        gs.from_torch(module, loss="mse")

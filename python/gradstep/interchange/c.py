@@ -257,6 +257,7 @@ def _recipe(columns: tuple[Column, ...]) -> Iterator[str]:
 
 def _outputs(forward: Forward) -> str:
     kinds = {"softmax": "probabilities", "sigmoid": "probability(ies)", "exp": "expected count(s)"}
+    kinds["gaussian"] = "means, then variances"
     return kinds.get(forward.link, "prediction(s)")
 
 
@@ -309,6 +310,14 @@ static inline void {name}_{function}(float *y, int n)
         const float z = y[i];
         y[i] = {expression};
     }}
+}}"""
+    if forward.link == "gaussian":
+        yield f"""\
+static inline void {name}_gaussian(float *y, int n)
+{{
+    int i;
+    for (i = n / 2; i < n; ++i)
+        y[i] = expf(y[i]) + {_number(np.float32(forward.floor))};
 }}"""
     if forward.link == "softmax":
         yield f"""\
@@ -477,7 +486,7 @@ def reread(source: str, forward: Forward, name: str, rows: Array) -> Array:
         own = {key: arrays[f"{key}{index}"] for key in layer.arrays}
         a = _evaluated(layer, own, *(outputs[number] for number in layer.inputs))
         outputs[index] = a = ACTIVATIONS[layer.activation].forward(a)
-    a = LINKS[forward.link](a, {})
+    a = LINKS[forward.link](a, {"floor": forward.floor})
     return a * arrays["y_scale"] + arrays["y_shift"] if "y_shift" in arrays else a
 
 

@@ -74,7 +74,7 @@ class Forward:
     layers: tuple[ForwardLayer, ...]
     """Each behind those that it takes; the outputs are those of the last."""
     link: str
-    """identity, exp, sigmoid or softmax."""
+    """identity, exp, sigmoid, softmax or gaussian, which leaves means and makes variances of what follows."""
     target_shift: Array | None
     target_scale: Array | None
     """Predictions are ``outputs / target_scale + target_shift``, float64; None where they are the outputs."""
@@ -94,6 +94,12 @@ class Forward:
         """How many categories the embedded columns of X have, by column."""
         layers = self.network.layers
         return {layer.column: layer.categories for layer in layers if isinstance(layer, Embedding)}
+
+    @property
+    def floor(self) -> float:
+        """What the gaussian link adds to its variances."""
+        floor: Any = self.network.loss.options.get("floor", 0.0)
+        return float(floor)
 
     @property
     def encodings(self) -> tuple[Column, ...] | None:
@@ -162,8 +168,10 @@ def forward_of(model: Any) -> Forward:
     shift, scale = _statistics(config["preprocessing"], network.dtype)
     target_shift, target_scale = _statistics(config["target_preprocessing"], "float64")
     link = LOSSES[network.loss.name].link
-    if link not in ("identity", "exp", "sigmoid", "softmax"):
-        raise ValueError(f"a network with the loss {network.loss.name} cannot be exported yet")
+    if link == "gaussian" and target_shift is not None and target_scale is not None:
+        # variances have the square of the targets' unit
+        target_shift = np.concatenate([target_shift, np.zeros_like(target_shift)])
+        target_scale = np.concatenate([target_scale, np.square(target_scale)])
     return Forward(network, shift, scale, layers, link, target_shift, target_scale)
 
 

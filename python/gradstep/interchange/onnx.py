@@ -257,11 +257,23 @@ def _layers(graph: _Graph, forward: Forward, value: str) -> str:
     for index, layer in enumerate(forward.layers):
         value = _layer(graph, index, layer, *(values[number] for number in layer.inputs))
         values[index] = value = _function(graph, layer.activation, value)
-    value = _function(graph, forward.link, value)
+    is_gaussian = forward.link == "gaussian"
+    value = _gaussian(graph, forward, value) if is_gaussian else _function(graph, forward.link, value)
     if forward.target_scale is not None:
         value = graph.add("Mul", [value, graph.constant("y_scale", 1 / forward.target_scale)])
         value = graph.add("Add", [value, graph.constant("y_shift", forward.target_shift)])
     return value
+
+
+def _gaussian(graph: _Graph, forward: Forward, z: str) -> str:
+    """Means as they are, variances from their logarithms."""
+    half = forward.n_out // 2
+    means, logarithms = (
+        graph.add("Gather", [z, graph.constant(name, range(start, start + half), np.int64)], axis=1)
+        for name, start in (("of_means", 0), ("of_variances", half))
+    )
+    variances = graph.add("Add", [graph.add("Exp", [logarithms]), graph.constant("floor", forward.floor)])
+    return graph.add("Concat", [means, variances], axis=1)
 
 
 def _layer(graph: _Graph, index: int, layer: ForwardLayer, x: str, other: str = "") -> str:

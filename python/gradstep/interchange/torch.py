@@ -25,7 +25,7 @@ from gradstep.layers import (
     Residual,
     all_layers,
 )
-from gradstep.losses import Loss, as_loss
+from gradstep.losses import GaussianNLL, Loss, as_loss
 from gradstep.network import Network
 from gradstep.optimizers import Optimizer
 
@@ -186,10 +186,11 @@ def _behind(layer: ForwardLayer) -> Iterator[torch.nn.Module]:
 def _back(forward: Forward) -> Iterator[torch.nn.Module]:
     import torch
 
-    from gradstep.interchange.torch_modules import Exp, TargetUnits
+    from gradstep.interchange.torch_modules import Exp, Gaussian, TargetUnits
 
     links: dict[str, Callable[[], torch.nn.Module]] = {
         "exp": Exp,
+        "gaussian": lambda: Gaussian(forward.floor),
         "sigmoid": torch.nn.Sigmoid,
         "softmax": lambda: torch.nn.Softmax(dim=1),
     }
@@ -230,7 +231,8 @@ def from_torch(
         without bias gets one of zeros.
     loss : str or Loss, optional
         The loss of the network. By default that of the module at the end: cross_entropy for Softmax,
-        binary_cross_entropy for Sigmoid, else mse. A module that ends without its Softmax or Sigmoid, as
+        binary_cross_entropy for Sigmoid, poisson and gaussian_nll for the Exp and Gaussian that `to_torch`
+        makes, else mse. A module that ends without its Softmax or Sigmoid, as
         PyTorch's losses want it, needs ``loss="cross_entropy"`` or ``loss="binary_cross_entropy"`` here: the
         network's predictions are then the softmax or sigmoid of its outputs.
     optimizer : str or Optimizer, default "adam"
@@ -297,6 +299,8 @@ class _Parts:
     """The input's columns in front of which no Embedding stands."""
     preprocessing: dict[str, list[float]] | None = None
     target_preprocessing: dict[str, list[float]] | None = None
+    gaussian: GaussianNLL | None = None
+    """The loss of a module that ends with means and variances."""
     end: str = ""
     """Name of the last module's class."""
 
@@ -308,7 +312,8 @@ class _Parts:
         if not type(module).__module__.startswith(("torch.nn.", "gradstep.")):
             source = type(module).__module__
             raise ValueError(f"{name} is a {kind} of {source}, which a Network cannot have")
-        if self.end in ("Softmax", "Exp", "TargetUnits") and kind not in ("Identity", "TargetUnits"):
+        ends = ("Softmax", "Exp", "Gaussian", "TargetUnits")
+        if self.end in ends and kind not in ("Identity", "TargetUnits"):
             raise ValueError(f"{name} is a {kind}, but a Network ends behind a {self.end}")
         front = not self.layers and not self.inside
         if kind == "Identity" or (kind == "Flatten" and front and _keeps_rows(module)):
@@ -323,6 +328,7 @@ class _Parts:
             self.target_preprocessing = _affine(module)
         elif not self.inside and _is_link(module):
             self._check_link(name, kind)
+            self.gaussian = GaussianNLL(module.floor) if kind == "Gaussian" else None
         else:
             self._add_activation(name, module)
         self.end = kind
@@ -444,7 +450,7 @@ class _Parts:
         """The network, with its parameters."""
         if self.n_in is None or not any(isinstance(layer, Dense) for layer in all_layers(self.layers)):
             raise ValueError("module must have at least one Linear, got none")
-        chosen = as_loss(_LINK_LOSSES.get(self.end, "mse") if loss is None else loss)
+        chosen = as_loss((self.gaussian or _LINK_LOSSES.get(self.end, "mse")) if loss is None else loss)
         self._take_link(chosen)
         # A dropout behind the last layer acts in training alone, and no Network has one there.
         if isinstance(self.layers[-1], Dropout):
@@ -472,6 +478,10 @@ class _Parts:
                 f"module ends with {self.end}, so that the loss must be {_LINK_LOSSES[self.end]!r}, "
                 f"got {loss.name!r}"
             )
+        if self.gaussian is not None and link != "gaussian":
+            raise ValueError(
+                f"module ends with Gaussian, so that the loss must be 'gaussian_nll', got {loss.name!r}"
+            )
         last = self.layers[-1]
         if self.end == "Sigmoid" and link == "sigmoid":
             self.layers[-1:] = [Dense(last.units)] if isinstance(last, Dense) else []
@@ -484,13 +494,15 @@ class _Parts:
         if self.preprocessing is not None:
             config["preprocessing"] = {"mode": "standardize", **self.preprocessing}
         if self.target_preprocessing is not None:
-            config["target_preprocessing"] = {"mode": "standardize", **self.target_preprocessing}
+            of_means = None if self.gaussian is None else len(self.target_preprocessing["shift"]) // 2
+            units = {name: values[:of_means] for name, values in self.target_preprocessing.items()}
+            config["target_preprocessing"] = {"mode": "standardize", **units}
         return Network.from_config(config, backend=backend)
 
 
 def _is_link(module: Any) -> bool:
     kind = type(module).__name__
-    return kind == "Exp" or (kind == "Softmax" and module.dim in (None, 1, -1))
+    return kind in ("Exp", "Gaussian") or (kind == "Softmax" and module.dim in (None, 1, -1))
 
 
 def _keeps_rows(module: Any) -> bool:
@@ -525,6 +537,6 @@ def _check_import(module: torch.nn.Module, parts: _Parts, network: Network) -> N
     rows = parity.sample_rows(forward)
     widened = module.to(getattr(_import_torch("from_torch"), network.dtype))
     outputs = _outputs(widened, rows).astype(np.float64)
-    if forward.link != "identity" and parts.end not in _LINK_LOSSES:
-        outputs = LINKS[forward.link](outputs, {})
+    if forward.link != "identity" and parts.end not in _LINK_LOSSES and parts.gaussian is None:
+        outputs = LINKS[forward.link](outputs, {"floor": forward.floor})
     parity.check("PyTorch module", forward, rows, outputs)

@@ -56,6 +56,25 @@ class Exp(nn.Module):
         return torch.exp(x)
 
 
+class Gaussian(nn.Module):
+    """Means as they are, then variances ``exp(s) + floor`` from their logarithms.
+
+    Parameters
+    ----------
+    floor : float
+        Least variance.
+    """
+
+    def __init__(self, floor: float) -> None:
+        super().__init__()
+        self.floor = floor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """From (n, 2 k) to (n, 2 k)."""
+        means, logarithms = x.chunk(2, dim=1)
+        return torch.cat([means, torch.exp(logarithms) + self.floor], dim=1)
+
+
 class Residual(nn.Module):
     """``block(x) + projection(x)``.
 
