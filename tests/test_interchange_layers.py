@@ -19,7 +19,12 @@ Y = np.column_stack([X[:, 0] / 10 + X[:, 1], X[:, 2] * X[:, 3]])
 NETWORKS = {
     "norm in front": [gs.LayerNorm(), gs.Dense(5, "tanh"), gs.Dense(2)],
     "norm behind an activation": [gs.Dense(6, "gelu"), gs.LayerNorm(), gs.Dropout(0.1), gs.Dense(2)],
-    "norm before an activation": [gs.Dense(6), gs.LayerNorm(1e-3), gs.Activation("tanh"), gs.Dense(2)],
+    "norm before an activation": [
+        gs.Dense(6),
+        gs.LayerNorm(epsilon=1e-3),
+        gs.Activation("tanh"),
+        gs.Dense(2),
+    ],
     "norm at the end": [gs.Dense(4, "relu"), gs.Dense(2), gs.LayerNorm()],
     "norm between gains": [gs.BatchNorm(), gs.LayerNorm(), gs.Scale(), gs.BatchNorm(), gs.Dense(2)],
     "identity": [gs.Dense(6, "tanh"), gs.Residual([gs.Dense(4, "relu"), gs.Dense(6)]), gs.Dense(2)],
@@ -222,7 +227,7 @@ def test_a_module_agrees_with_predict_and_comes_back(kind, dtype):
 def test_layers_come_back_as_they_were():
     pytest.importorskip("torch")
     block = gs.Residual(
-        [gs.Dense(5), gs.LayerNorm(1e-3), gs.Activation("gelu"), gs.Dropout(0.1), gs.Dense(6)]
+        [gs.Dense(5), gs.LayerNorm(epsilon=1e-3), gs.Activation("gelu"), gs.Dropout(0.1), gs.Dense(6)]
     )
     layers = [
         gs.Embedding(3, 3, 2),
@@ -274,9 +279,9 @@ def test_normalisations_of_pytorch_become_layers_with_their_statistics(dtype):
     net = gs.from_torch(module)
     assert net.layers == (
         gs.Input(4),
-        gs.BatchNorm(0.2, 1e-3),
+        gs.BatchNorm(momentum=0.2, epsilon=1e-3),
         gs.Dense(6),
-        gs.LayerNorm(1e-4),
+        gs.LayerNorm(epsilon=1e-4),
         gs.Activation("silu"),
         gs.Dropout(0.1),
         gs.Dense(5),
@@ -392,7 +397,7 @@ def test_sample_rows_hold_categories():
 
 
 def test_what_float32_cannot_hold_is_refused():
-    net = trained([gs.LayerNorm(1e-50), gs.Dense(2)], "float64")
+    net = trained([gs.LayerNorm(epsilon=1e-50), gs.Dense(2)], "float64")
     with pytest.raises(ValueError, match="computes in float32, which cannot hold an epsilon of 1e-50"):
         check_float32(forward_of(net), "C header")
     net = trained([gs.LayerNorm(), gs.Dense(2)], "float64")

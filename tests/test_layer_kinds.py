@@ -15,11 +15,11 @@ from gradstep.layers import layer_from_config, layer_plans
 Dense, Norm, Act = gs.Dense, gs.LayerNorm, gs.Activation
 
 SMALL = {
-    "layer_norm": [Norm(), Dense(4), Norm(0.1), Act("tanh"), Dense(3, "gelu"), Norm(), Dense(2)],
+    "layer_norm": [Norm(), Dense(4), Norm(epsilon=0.1), Act("tanh"), Dense(3, "gelu"), Norm(), Dense(2)],
     "batch_norm": [
         gs.BatchNorm(),
         Dense(4),
-        gs.BatchNorm(0.3, 0.1),
+        gs.BatchNorm(momentum=0.3, epsilon=0.1),
         Act("silu"),
         Dense(3, "gelu"),
         gs.BatchNorm(),
@@ -196,8 +196,9 @@ def test_threads_do_not_change_the_bits(size, name):
     for threads in (1, 2, 3):
         gs.set_num_threads(threads)
         net = make_network(layers_of(size, name), backend, "float32", optimizer="adam")
-        X, y, weight = make_rows(700, net.n_out, "float32")
-        net.fit(X, y, sample_weight=weight, epochs=2, batch_size=300, verbose=0)
+        # Layers without products take a second thread from 1e6 operations on.
+        X, y, weight = make_rows(1400, net.n_out, "float32")
+        net.fit(X, y, sample_weight=weight, epochs=2, batch_size=700, verbose=0)
         outcomes.append({**net.parameters(), "loss": net.history["loss"], "out": net.predict(X)})
     gs.set_num_threads(None)
     for other in outcomes[1:]:
@@ -267,7 +268,7 @@ def test_penalty_and_decay_spare_gains_and_shifts(backend):
 
 
 def batch_net(backend, dtype="float64", **options):
-    layers = [gs.Input(5), gs.BatchNorm(0.25), Dense(2)]
+    layers = [gs.Input(5), gs.BatchNorm(momentum=0.25), Dense(2)]
     return gs.Network(layers, backend=backend.name, dtype=dtype, **options)
 
 
@@ -451,8 +452,6 @@ def test_what_is_no_category_is_an_error_everywhere(backend, value, shown):
 def test_embedded_columns_must_be_there_once():
     with pytest.raises(ValueError, match="must be one of the 2 column"):
         gs.Network([gs.Input(2), gs.Embedding(2, 3, 4), Dense(1)])
-    with pytest.raises(ValueError, match="must be one of the 2 column"):
-        gs.Network([gs.Input(2), gs.Embedding(1, 3, 4), gs.Embedding(1, 3, 4), Dense(1)])
     with pytest.raises(ValueError, match="X must have a column 2, which is embedded, got 2 column"):
         gs.Network([gs.Embedding(2, 3, 4), Dense(1)]).fit(np.zeros((5, 2)), np.zeros(5))
 

@@ -14,7 +14,7 @@ ROWS = np.column_stack([RNG.normal(size=(70, 4)), RNG.integers(0, 3, 70)])
 Y = np.stack([np.sin(ROWS[:, 0]) + ROWS[:, 4], ROWS[:, 2] * ROWS[:, 3]], axis=1)
 
 
-def layers(width, factor=1.0):
+def layers(width, factor=1.0, batch_norm=True):
     """One of each kind, whose rates are `factor` for all but the dense ones; 0 freezes."""
     rate = {"trainable": False} if factor == 0 else {"learning_rate_factor": factor}
     block = [gs.Dense(width), gs.LayerNorm(**rate), gs.Activation("gelu"), gs.Dense(width + 1)]
@@ -22,7 +22,7 @@ def layers(width, factor=1.0):
         gs.Embedding(4, 3, 2, **rate),
         gs.Scale(**rate),
         gs.Dense(width, "tanh"),
-        gs.BatchNorm(**rate),
+        gs.BatchNorm(**rate) if batch_norm else gs.LayerNorm(**rate),
         gs.Activation("elu"),
         gs.Residual(block, **rate),
         gs.Dense(2),
@@ -60,7 +60,8 @@ def test_options_train_as_the_reference_does(fast_backend, setting, width, facto
     targets = Y[:, :1] if setting == "gaussian" else Y
     found = []
     for backend in (fast_backend, BACKENDS["numpy"]):
-        net = make(backend, layers(width, factor), **SETTINGS[setting])
+        batch_norm = "averaging" not in SETTINGS[setting]
+        net = make(backend, layers(width, factor, batch_norm), **SETTINGS[setting])
         net.fit(ROWS, targets, sample_weight=np.linspace(0.5, 2, 70), epochs=3, batch_size=16, verbose=0)
         found.append({**state(net), "predicted": net.predict(ROWS)})
     assert found[0].keys() == found[1].keys()
@@ -97,22 +98,18 @@ def test_a_factor_scales_the_first_update_of_a_layer(backend):
     np.testing.assert_allclose(moved[1]["dense_0.W"], moved[0]["dense_0.W"], rtol=1e-6, atol=1e-12)
 
 
-def test_an_average_is_predicted_with_right_after_training(backend):
-    """Predictions keep folded parameters, which an exchange of the average must renew."""
-    net = make(backend, layers(6), averaging=gs.EMA(0.5))
-    net.fit(ROWS, Y, epochs=2, verbose=0)
-    net.predict(ROWS)
-    net.step(ROWS, Y)
-    fresh = make(backend, layers(6))
-    fresh.set_parameters(net.parameters())
-    np.testing.assert_allclose(net.predict(ROWS), fresh.predict(ROWS), rtol=1e-12)
+def test_an_average_cannot_have_running_statistics(backend):
+    with pytest.raises(ValueError, match="averaging cannot be combined with BatchNorm"):
+        make(backend, layers(6), averaging=gs.EMA(0.5))
 
 
-def test_training_goes_on_exactly_from_a_checkpoint(backend, tmp_path):
-    settings = {"averaging": gs.EMA(0.9), "optimizer": gs.Adam(0.01, clip_norm=1.0)}
-    whole = make(backend, layers(6), **settings)
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_training_goes_on_exactly_from_a_checkpoint(backend, tmp_path, batch_norm):
+    averaging = None if batch_norm else gs.EMA(0.9)
+    settings = {"averaging": averaging, "optimizer": gs.Adam(0.01, clip_norm=1.0)}
+    whole = make(backend, layers(6, 1, batch_norm), **settings)
     whole.fit(ROWS, Y, epochs=4, batch_size=16, verbose=0)
-    part = make(backend, layers(6), **settings)
+    part = make(backend, layers(6, 1, batch_norm), **settings)
     part.fit(ROWS, Y, epochs=2, batch_size=16, verbose=0, callbacks=[gs.Checkpoint(tmp_path)])
     again = gs.load_checkpoint(tmp_path, backend=backend.name)
     again.fit(ROWS, Y, epochs=2, batch_size=16, verbose=0)
@@ -171,3 +168,85 @@ def test_layers_keep_their_rates_in_their_description():
         assert gs.layers.layer_from_config(layer.to_config()) == layer
     with pytest.raises(ValueError, match="learning_rate_factor must be greater than 0"):
         dataclasses.replace(gs.Scale(), learning_rate_factor=0.0)
+
+
+@pytest.mark.parametrize("kind", ["array", "source", "batches"])
+def test_categories_are_exempt_from_preprocessing_however_the_rows_come(backend, kind):
+    net = make(backend, [gs.Embedding(4, 3, 2), gs.Dense(1)], preprocessing="standardize")
+    y = np.array([3.0, -1.0, 2.0])[ROWS[:, 4].astype(int)][:, None]
+    fed = {
+        "array": (ROWS, y),
+        "source": (gs.ArraySource(ROWS, y),),
+        "batches": (lambda: ((ROWS[i : i + 16], y[i : i + 16]) for i in range(0, 70, 16)),),
+    }
+    net.fit(*fed[kind], epochs=1, **({"batch_size": 16} if kind != "batches" else {}), verbose=0)
+    statistics = net.config["preprocessing"]
+    assert (statistics["shift"][4], statistics["scale"][4]) == (0, 1)
+    assert statistics["scale"][0] != 1
+
+
+def test_the_range_test_sees_batch_normalisation_as_training_does(backend):
+    X = 3 + 5 * RNG.normal(size=(400, 5))
+    net = make(backend, [gs.BatchNorm(), gs.Dense(8), gs.BatchNorm(), gs.Activation("relu"), gs.Dense(2)])
+    found = gs.find_learning_rate(net, X, X[:, :2] / 5, batch_size=16, steps=60)
+    assert len(found.losses) > 30
+    assert found.smoothed.min() > 0
+
+
+@pytest.mark.parametrize("width", [6, 1100])
+def test_statistics_that_overflow_are_divergence(backend, width):
+    """Where no checkpoint is kept, too; a step changes nothing then."""
+    net = make(backend, [gs.Dense(width), gs.BatchNorm(), gs.Dense(width), gs.Dense(2)], dtype="float32")
+    huge = (ROWS * 1e25).astype(np.float32)
+    net.step(ROWS, Y)
+    before = state(net)
+    with pytest.raises(gs.DivergenceError):
+        net.step(huge, Y)
+    for name, value in state(net).items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
+    with pytest.raises(gs.DivergenceError):
+        net.fit(huge, Y, epochs=2, verbose=0)
+    assert np.isfinite(net.evaluate(ROWS, Y)["loss"])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "lion"])
+def test_biases_in_front_of_batch_normalisation_stay_where_they_are(backend, optimizer):
+    normalised = [gs.Dense(8), gs.BatchNorm(), gs.Activation("tanh"), gs.Dense(2)]
+    net = make(backend, normalised, optimizer=optimizer)
+    net.fit(ROWS, Y, epochs=3, batch_size=16, verbose=0)
+    assert not net.parameters()["dense_0.b"].any()
+    assert net.parameters()["dense_1.b"].any()
+    assert not net.loss_and_gradients(ROWS, Y)[1]["dense_0.b"].any()
+
+
+def test_a_mean_of_large_numbers_keeps_its_digits(backend):
+    net = gs.Network([gs.Input(3), gs.LayerNorm(), gs.Dense(3)], backend=backend.name)
+    net.set_parameters({"dense_0.W": np.eye(3, dtype=np.float32)})
+    predicted = net.predict([[1e6, 1e6 + 1, 1e6 + 3]])
+    np.testing.assert_allclose(predicted[0], [-1.069045, -0.267261, 1.336306], rtol=1e-4)
+
+
+@pytest.mark.parametrize("norm", [gs.LayerNorm, gs.BatchNorm])
+def test_an_epsilon_that_the_dtype_cannot_hold_still_divides(backend, norm):
+    net = gs.Network([gs.Input(3), norm(epsilon=1e-50), gs.Dense(1)], backend=backend.name)
+    assert np.isfinite(net.loss_and_gradients(np.ones((4, 3)), np.zeros(4))[0])
+    assert np.isfinite(net.predict(np.ones((4, 3)))).all()
+
+
+def test_what_cannot_be_said_is_refused():
+    with pytest.raises(TypeError, match="positional"):
+        gs.LayerNorm(64)
+    with pytest.raises(ValueError, match="column of every Embedding must be another one"):
+        gs.Network([gs.Embedding(4, 6, 3), gs.Embedding(4, 6, 3), gs.Dense(1)])
+    with pytest.raises(ValueError, match="categories of an Embedding must be at most 16777216"):
+        gs.Network([gs.Embedding(0, 2**24 + 8, 1), gs.Dense(1)])
+    assert repr(gs.Embedding(7, 3, 2)) == "Embedding(column=7, categories=3, size=2)"
+    assert repr(gs.Scale(trainable=False)) == "Scale(trainable=False)"
+
+
+def test_plots_of_gradients_leave_out_layers_without_parameters():
+    pytest.importorskip("matplotlib")
+    net = make("numpy", layers(6))
+    labels = [text.get_text() for text in gs.plot.gradients(net, ROWS, Y).get_yticklabels()]
+    assert "layer_norm_0" in labels
+    assert "sum_0" not in labels

@@ -201,8 +201,9 @@ public:
     void set(int what, std::size_t layer, const std::optional<Matrix<T>>& W, const std::optional<Matrix<T>>& b) {
         const LayerPlan& d = engine_.plan().layers.at(layer);
         require(!W || (W->ndim() == 2 && W->shape(0) == d.weight_rows() && W->shape(1) == d.weight_columns()),
-                "W must be (n_in, n_out)");
-        require(!b || (b->ndim() == 1 && b->shape(0) == d.biases()), "b must be (n_out,)");
+                "W must have the shape of the layer's weights, table or gain");
+        require(!b || (b->ndim() == 1 && b->shape(0) == d.biases()),
+                "b must have the shape of the layer's biases or shift");
         const T* weights = W ? W->data() : nullptr;
         const T* biases = b ? b->data() : nullptr;
         const Busy busy(*this);

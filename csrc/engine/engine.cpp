@@ -109,6 +109,17 @@ void Engine<T>::set(int what, std::size_t layer, const T* W, const T* b) {
     if (b) std::copy_n(b, plan_.layers[layer].n_out, variance);
 }
 
+// Of the batch at work: a loss may be finite where they are not.
+template <class T>
+bool Engine<T>::statistics_are_finite() const {
+    for (std::size_t l = 0; l < plan_.layers.size(); ++l) {
+        if (plan_.layers[l].kind != Kind::batch_norm) continue;
+        const ptrdiff_t n = plan_.layers[l].n_out;
+        if (!k_.all_finite(panel_step_->mean(l), n) || !k_.all_finite(panel_step_->variance(l), n)) return false;
+    }
+    return true;
+}
+
 // After a step: what the batch had for means and variances, of which the running ones take a part. The variances are
 // corrected as those of a sample, n / (n - 1) with equal weights; one row says nothing of them.
 template <class T>
@@ -321,24 +332,31 @@ bool Engine<T>::backward_fused(int64_t rows, int threads) {
     const FusedUpdate<T> fused{update_, guarded_ ? guard() : nullptr, overflow};
     T* gradient = is_chain_ ? nullptr : gradient_in_memory();
     panel_step_->backward(rows, update_.theta, {gradient, false, &fused}, threads, false);
-    if (!is_chain_) update_others(fused, gradient);
+    if (!is_chain_) update_others(fused, gradient, threads);
     return !overflow;
 }
 
 // The update of layers without products.
 template <class T>
-void Engine<T>::update_others(const FusedUpdate<T>& update, T* gradient) {
-    Laps* laps = profile_.begin(0);
+void Engine<T>::update_others(const FusedUpdate<T>& update, T* gradient, int threads) {
     for (std::size_t l = 0; l < plan_.layers.size(); ++l) {
         const LayerPlan& d = plan_.layers[l];
         if (d.is_dense() || update_.frozen(l)) continue;
         const LayerParameters& at = net_->parameters().layers[l];
-        const auto which = d.has_gain() ? &Hypers<T>::biases : &Hypers<T>::weights;
-        update(at.weights, gradient + at.weights, static_cast<ptrdiff_t>(at.n_weights), update_.hyper(l, which));
+        const auto n = static_cast<ptrdiff_t>(at.n_weights);
+        const auto tasks = static_cast<int>((n + kUpdateSlice - 1) / kUpdateSlice);
+        const Hyper<T>& hyper = update_.hyper(l, d.has_gain() ? &Hypers<T>::biases : &Hypers<T>::weights);
+        parallel_for(tasks, tasks > kSharedSlices ? threads : 1, [&](int t, int worker) {
+            Laps* laps = profile_.begin(worker);
+            const std::size_t from = at.weights + static_cast<std::size_t>(t * kUpdateSlice);
+            update(from, gradient + from, std::min(kUpdateSlice, n - t * kUpdateSlice), hyper);
+            end_phase(laps, Phase::update);
+        });
+        Laps* laps = profile_.begin(0);
         update(at.biases, gradient + at.biases, static_cast<ptrdiff_t>(at.n_biases),
                update_.hyper(l, &Hypers<T>::biases));
+        end_phase(laps, Phase::update);
     }
-    end_phase(laps, Phase::update);
 }
 
 // Forward, backward, update; the loss before the update. A loss that is not finite changes nothing. NaN where a
@@ -360,6 +378,7 @@ double Engine<T>::step_batch(const Batch<T>& b, const Scales& s, double learning
                         : accumulate_passes(b, scale, threads, drop, nullptr);
     loss = loss * s.loss + penalty(s.l2, threads);
     if (!std::isfinite(loss)) return loss;
+    if (folded_ && !statistics_are_finite()) return std::numeric_limits<double>::quiet_NaN();
     begin_update(s, learning_rate);
     if (fused && !backward_fused(b.rows, threads))  // some blocks are left out
         return std::numeric_limits<double>::quiet_NaN();

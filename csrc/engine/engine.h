@@ -94,10 +94,11 @@ private:
     void begin_update(const Scales& s, double learning_rate);
     double undo_update();
     bool backward_fused(int64_t rows, int threads);
-    void update_others(const FusedUpdate<T>& update, T* gradient);
+    void update_others(const FusedUpdate<T>& update, T* gradient, int threads);
     double accumulate_passes(const Batch<T>& b, T scale, int threads, const DropStep& drop, T* dx);
     DropStep drop_step() const { return {drops_, static_cast<uint32_t>(count_.value()), 0}; }
     std::pair<T*, T*> statistics(std::size_t layer) const;
+    bool statistics_are_finite() const;
     void move_statistics(const Batch<T>& b);
     // Parameters or statistics are about to change.
     void forget_checks() {

@@ -18,7 +18,7 @@ struct FoldedPlan {
     explicit FoldedPlan(const Plan& from) : plan(from) {
         plan.layers.clear();
         for (const LayerPlan& layer : from.layers) {
-            if (layer.kind == Kind::batch_norm && is_behind_products(from, layer.input)) {
+            if (layer.kind == Kind::batch_norm && from.is_only_normalised(layer.input)) {
                 at.push_back(at[static_cast<std::size_t>(layer.input)]);
                 plan.layers[at.back()].activation = layer.activation;
                 continue;
@@ -30,17 +30,6 @@ struct FoldedPlan {
             at.push_back(plan.layers.size());
             plan.layers.push_back(kept);
         }
-    }
-
-private:
-    // Whether a layer's outputs are products and nothing else, and only the normalisation takes them.
-    static bool is_behind_products(const Plan& from, int64_t input) {
-        if (input < 0) return false;
-        const LayerPlan& layer = from.layers[static_cast<std::size_t>(input)];
-        int takers = 0;
-        for (const LayerPlan& other : from.layers)
-            takers += (other.input == input) + (other.kind == Kind::sum && other.other == input);
-        return layer.is_dense() && layer.activation == "identity" && layer.dropout == 0 && takers == 1;
     }
 };
 
@@ -90,7 +79,8 @@ private:
 
     static void put_behind(std::vector<T>& W, std::vector<T>& b, const std::vector<T>& gain,
                            const std::vector<T>& shift) {
-        for (std::size_t i = 0; i < W.size(); ++i) W[i] *= gain[i % gain.size()];
+        for (std::size_t row = 0; row < W.size(); row += gain.size())
+            for (std::size_t o = 0; o < gain.size(); ++o) W[row + o] *= gain[o];
         for (std::size_t o = 0; o < b.size(); ++o) b[o] = b[o] * gain[o] + shift[o];
     }
 

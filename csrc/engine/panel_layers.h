@@ -88,7 +88,7 @@ public:
         k_.affine_sums[v_]({rows, scaled(ws, input(ws, x, d.input), l) + at, ws.errors[l + 1] + at, gain, shift, keep});
     }
 
-    // Rows [r0, r1) of panel o of the errors below column normalisation, which needs its parameters' gradients.
+    // Panel o of the errors below column normalisation, which needs its parameters' gradients.
     void column_errors(const Workspace<T>& ws, const T* theta, const T* gradient, std::size_t l, ptrdiff_t o,
                        ptrdiff_t rows) const {
         ColumnNorm<T> norm = column_norm(ws, nullptr, l, o, rows);
@@ -102,7 +102,7 @@ public:
         k_.normalize_columns_backward[v_](norm);
     }
 
-    // Rows [r0, r1) of the errors below any other layer; wanted: whether somebody needs those of the input.
+    // Rows [r0, r1) of the errors below any other layer; those of X only where they are asked for.
     void row_errors(const Workspace<T>& ws, const T* theta, std::size_t l, ptrdiff_t r0, ptrdiff_t r1,
                     bool input_gradient) const {
         const LayerPlan& d = plan_.layers[l];

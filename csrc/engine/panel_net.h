@@ -51,6 +51,8 @@ public:
           v_(vectors - 1),
           P_(static_cast<ptrdiff_t>(vectors) * kernels.lanes),
           others_(kernels, this->plan_, this->layout_, v_) {
+        for (std::size_t l = 0; l < plan.layers.size(); ++l)
+            loses_bias_.push_back(plan.is_only_normalised(static_cast<int64_t>(l)));
         std::size_t at = 0;
         for (const LayerPlan& d : plan.layers) {
             const auto n_weights = static_cast<std::size_t>(d.has_gain() ? padded(d.n_out) : weight_size(d));
@@ -454,7 +456,10 @@ private:
         if (sink.skips(l)) return;
         const std::size_t at = this->layout_.layers[l].biases + static_cast<std::size_t>(o * P_);
         T* to = sink.update ? scratch : sink.gradient + at;
-        this->k_.column_sums[v_](ws.errors[l + 1] + o * ws.rows * P_, rows, to, sink.keep);
+        if (loses_bias_[l])
+            std::fill_n(to, P_, T(0));
+        else
+            this->k_.column_sums[v_](ws.errors[l + 1] + o * ws.rows * P_, rows, to, sink.keep);
         finish_gradient(sink, l, at, P_, scratch, &Hypers<T>::biases);
     }
 
@@ -470,6 +475,7 @@ private:
     const int v_;
     const ptrdiff_t P_;
     const PanelLayers<T> others_;
+    std::vector<bool> loses_bias_;  // by layer
 };
 
 }  // namespace gradstep

@@ -83,6 +83,21 @@ struct Plan {
             if (!layer.is_dense()) return false;
         return true;
     }
+    // Whether a layer's outputs are products and nothing else, and only column normalisation takes them. It takes out
+    // again what the biases add: they have no gradient, and that of rounding alone must not reach an optimizer that
+    // looks at its sign.
+    bool is_only_normalised(int64_t layer) const {
+        if (layer < 0) return false;
+        const LayerPlan& products = layers[static_cast<std::size_t>(layer)];
+        int takers = 0;
+        bool normalised = false;
+        for (const LayerPlan& taker : layers) {
+            takers += (taker.input == layer) + (taker.kind == Kind::sum && taker.other == layer);
+            normalised |= taker.input == layer && taker.kind == Kind::batch_norm;
+        }
+        return products.is_dense() && products.activation == "identity" && products.dropout == 0 && takers == 1 &&
+               normalised;
+    }
     bool normalises_batches() const {
         for (const LayerPlan& layer : layers)
             if (layer.kind == Kind::batch_norm) return true;

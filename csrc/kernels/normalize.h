@@ -100,8 +100,15 @@ void normalize_rows(const RowNorm<T>& norm) noexcept {
             sum += without_pads<T>(load(x + at), column, n.columns);
         });
         const T mean = sum_lanes<T>(sum) * share;
+        Vec<T> rest{};  // of large numbers, whose mean is rounded: has a mean of its own
         for_row<T, NV>(n.columns, n.stride, [&](ptrdiff_t at, ptrdiff_t column) {
             const Vec<T> d = without_pads<T>(load(x + at) - mean, column, n.columns);
+            rest += d;
+            store(hat + at, d);
+        });
+        const T correction = sum_lanes<T>(rest) * share;
+        for_row<T, NV>(n.columns, n.stride, [&](ptrdiff_t at, ptrdiff_t column) {
+            const Vec<T> d = without_pads<T>(load(hat + at) - correction, column, n.columns);
             squares = fma(d, d, squares);
             store(hat + at, d);
         });

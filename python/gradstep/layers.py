@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from numpy.typing import ArrayLike
@@ -54,11 +54,18 @@ class _Trained:
         """What the learning rate is multiplied by; 0 of frozen layers."""
         return self.learning_rate_factor if self.trainable else 0.0
 
+    def __repr__(self) -> str:
+        """Its own options, and of those that all have what is not the default."""
+        common = {option.name: option.default for option in fields(_Trained)}
+        own = [option.name for option in fields(self) if option.name not in common]
+        own += [name for name, default in common.items() if getattr(self, name) != default]
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in own)})"
+
     def _rates_config(self) -> dict[str, Any]:
         return {"learning_rate_factor": self.learning_rate_factor, "trainable": self.trainable}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dense(_Trained):
     """A fully connected layer: ``a = activation(x W + b)``.
 
@@ -144,14 +151,14 @@ class Activation:
     name: str
 
     def __post_init__(self) -> None:
-        check_name("activation", self.name, ACTIVATIONS)
+        check_name("activation name", self.name, ACTIVATIONS)
 
     def to_config(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {"type": "activation", "name": self.name}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, kw_only=True)
 class LayerNorm(_Trained):
     """Normalise the columns of every row: ``gain (x - mean) / sqrt(variance + epsilon) + shift``.
 
@@ -177,7 +184,7 @@ class LayerNorm(_Trained):
         return {"type": "layer_norm", "epsilon": self.epsilon, **self._rates_config()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, kw_only=True)
 class BatchNorm(_Trained):
     """Normalise every column over the rows of the batch, then apply a gain and a shift, which are trained.
 
@@ -212,7 +219,7 @@ class BatchNorm(_Trained):
         return {"type": "batch_norm", **options, **self._rates_config()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scale(_Trained):
     """Multiply every column with a weight of its own, which is trained from 1 on and not penalised.
 
@@ -227,7 +234,7 @@ class Scale(_Trained):
         return {"type": "scale", **self._rates_config()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Embedding(_Trained):
     """Replace a column of category numbers with a trained vector for each category.
 
@@ -267,7 +274,7 @@ class Embedding(_Trained):
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Residual(_Trained):
     """A block of layers whose inputs are added to its outputs: ``block(x) + x``.
 
@@ -327,6 +334,9 @@ def check_layers(layers: object) -> tuple[Layer, ...]:
             raise ValueError(
                 f"layers[{position}] is {layer!r}, but Embedding can only stand in front of all other layers"
             )
+    columns = [layer.column for layer in checked if isinstance(layer, Embedding)]
+    if len(set(columns)) < len(columns):
+        raise ValueError(f"column of every Embedding must be another one, got {columns}")
     if checked and isinstance(checked[-1], Dropout):
         raise ValueError(f"layers[{len(checked) - 1}] is {checked[-1]!r}, but {_DROPOUT_PLACE}")
     if not any(isinstance(layer, Dense) for layer in all_layers(checked)):

@@ -182,6 +182,8 @@ def _losses_before(twin: Network, rows: Rows, batch_size: int, count: int) -> Ar
     """The losses of the same batches in the network as it is, with the penalty that updates report."""
     engine = twin._built()
     batches = itertools.islice(_batches(twin, rows, batch_size), count)
+    if engine.plan.normalises_batches:  # which evaluations do with the running statistics
+        return np.array([engine.loss_and_gradients(*batch)[0] for batch in batches])
     losses: Array = np.array([engine.evaluate(*batch) for batch in batches])
     first = next(_batches(twin, rows, batch_size))
     losses += float(engine.loss_and_gradients(*first)[0]) - float(losses[0])

@@ -319,7 +319,7 @@ class Network:
                 arguments["loss"] = loss
             network = cls(**arguments, backend=backend)
             network._restore(config)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"config does not describe a network: {error!r}") from error
         return network
 
@@ -490,9 +490,6 @@ class Network:
         if input_transform is None:
             exact = X if self._specification.preprocessing == "none" else as_numbers("X", source)
             input_transform = fit_transform(self._specification.preprocessing, exact, self.dtype, "X")
-            if input_transform is not None:
-                embedded = [embedding.column for embedding in self._specification.embeddings]
-                input_transform = input_transform.without(embedded)
         if target_transform is None and y is not None:
             target_transform = fit_transform(self._specification.target_preprocessing, y, "float64", "y")
         return self._adopt(X.shape[1], input_transform, target_transform)
@@ -504,6 +501,9 @@ class Network:
         if self._engine is None:
             plan = self._specification.plan(n_in) if self._plan is None else self._plan
             self._start_engine(plan, self._specification.initial_parameters(plan))
+        if input_transform is not None:
+            embedded = [embedding.column for embedding in self._specification.embeddings]
+            input_transform = input_transform.without(embedded)
         self._input_transform, self._target_transform = input_transform, target_transform
         self._refresh()
         return self._built()
@@ -655,8 +655,9 @@ class Network:
         accumulate : int, default 1
             Batches whose gradients are averaged, by the sums of their weights, before one update; the rest at
             the end of an epoch makes an update of its own. It is the update of one batch of so many rows more
-            (the engine takes the rows of any batch in parts), so that schedules and the optimizer's step
-            count go by updates.
+            (the engine takes the rows of any batch in parts, but for `BatchNorm` and losses that are Python
+            functions, which see them together), so that schedules and the optimizer's step count go by
+            updates.
         shuffle : bool, default True
             Visit the rows in a new order every epoch, which depends on seed and epoch alone.
         sampling : {"all", "balanced"}

@@ -236,7 +236,7 @@ def activations(net: Network, X: Any, ax: Axes | None = None) -> Axes:
 
 
 def gradients(net: Network, X: Any, y: Any, ax: Axes | None = None, *, sample_weight: Any = None) -> Axes:
-    """Draw the distribution of the gradient's entries for every layer's weights, on a logarithmic axis.
+    """Draw the distribution of the gradient's entries for every layer's weights or gains, on a log axis.
 
     Where they shrink or grow from layer to layer by orders of magnitude, gradients vanish or explode.
 
@@ -262,8 +262,8 @@ def gradients(net: Network, X: Any, y: Any, ax: Axes | None = None, *, sample_we
     TypeError, ValueError
         If an argument is not as `Network.fit` needs it, or the network is not complete.
     """
-    layers = net.trace(X, y, sample_weight).layers
-    sizes = [np.abs(layer.dW.astype(np.float64)) for layer in layers]
+    layers = [layer for layer in net.trace(X, y, sample_weight).layers if layer.dW.size]
+    sizes = [np.abs(np.atleast_2d(layer.dW).astype(np.float64)) for layer in layers]
     rows = [
         _Ridge(layer.name, size[size > 0], _zeros(size)) for layer, size in zip(layers, sizes, strict=True)
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,8 @@ DTYPES = ("float32", "float64")
 OTHER_STREAM = 1 << 20
 """Random streams of weights that are not those of `Dense` layers, which count from 0."""
 
-_ONES = ("gain", "variance")
-"""Parameters that are not 0 at first."""
+EXACT_FLOAT32 = 1 << 24
+"""Up to this, float32 holds every whole number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +84,7 @@ class Specification:
             dtype=check_name("dtype", _dtype_name(dtype), DTYPES),
         )
         specification._check_loss()
+        specification._check_layers()
         specification._check_lbfgs()
         return specification
 
@@ -117,6 +118,19 @@ class Specification:
                 f"target_preprocessing must be 'none' for the loss {loss!r}, "
                 f"got {self.target_preprocessing!r}"
             )
+
+    def _check_layers(self) -> None:
+        if self.averaging is not None and any(isinstance(d, BatchNorm) for d in all_layers(self.layers)):
+            raise ValueError(
+                "averaging cannot be combined with BatchNorm, whose running statistics belong to the "
+                "parameters that training moves, not to their average: use LayerNorm"
+            )
+        for embedding in self.embeddings:
+            if self.dtype == "float32" and embedding.categories > EXACT_FLOAT32:
+                raise ValueError(
+                    f"categories of an Embedding must be at most {EXACT_FLOAT32} with float32, which cannot "
+                    f"tell larger numbers apart, got {embedding.categories}: use dtype='float64'"
+                )
 
     def _check_lbfgs(self) -> None:
         if not isinstance(self.optimizer, LBFGS):
@@ -161,7 +175,7 @@ class Specification:
         if self.averaging is not None:
             settings.update(self.averaging.plan_options)
         return Plan(
-            layers=layer_plans(self.layers, n_in),
+            layers=tuple(self._representable(layer) for layer in layer_plans(self.layers, n_in)),
             loss=self.loss.name,
             optimizer=self.optimizer.engine_name,
             loss_options=self.loss.engine_options,
@@ -173,6 +187,10 @@ class Specification:
             l1=self.l1,
             **settings,
         )
+
+    def _representable(self, layer: LayerPlan) -> LayerPlan:
+        """With an epsilon that the dtype holds: 0 would divide what does not vary by 0."""
+        return replace(layer, epsilon=max(layer.epsilon, float(np.finfo(self.dtype).tiny)))
 
     def _optimizer_options(self) -> dict[str, float]:
         """The optimizer's, with an epsilon that the dtype holds: 0 would divide what has no gradient by 0."""
@@ -188,8 +206,7 @@ class Specification:
             if planned.name.startswith("dense_"):
                 yield self._initial_dense(*next(dense), planned)
                 continue
-            shapes = {**planned.parameter_shapes(), **planned.statistics_shapes()}
-            values = {name: np.full(shape, name in _ONES, self.dtype) for name, shape in shapes.items()}
+            values, shapes = planned.initial_values(self.dtype), planned.all_shapes()
             if planned.kind == "embedding":
                 rng = np.random.default_rng([self.seed, OTHER_STREAM + index])
                 values["W"] = rng.standard_normal(shapes["W"]).astype(self.dtype)

@@ -15,8 +15,8 @@ Conventions, the same for every backend:
 - An update sees the mean gradient with its penalties, without frozen layers: cut to ``clip_value``, then
   scaled to the norm ``clip_norm`` where it is larger.
 - Where parameters are averaged, `parameters` are the average, with which everything but training computes;
-  those that training moves are the optimizer state's "trained". `set_parameters` sets both. Running
-  statistics are not averaged: they follow the parameters that training moves.
+  those that training moves are the optimizer state's "trained". `set_parameters` sets both. Plans
+  that normalise batches have no averages.
 - Classification losses take logits, poisson and gamma take logarithms of means, gaussian_nll those of
   variances behind the means: a plan's last activation is the identity there, and `predict` applies the link
   (`sigmoid`, `softmax`, `exp` or `gaussian`).
@@ -39,6 +39,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -108,6 +109,15 @@ class LayerPlan:
     def statistics_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the running statistics, by name without the prefix."""
         return {"mean": (self.n_out,), "variance": (self.n_out,)} if self.kind == "batch_norm" else {}
+
+    def all_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of what is trained and of the running statistics."""
+        return {**self.parameter_shapes(), **self.statistics_shapes()}
+
+    def initial_values(self, dtype: str) -> Parameters:
+        """What leaves the inputs as they are but for the normalisation, by name without the prefix."""
+        ones = ("gain", "variance")
+        return {name: np.full(shape, name in ones, dtype) for name, shape in self.all_shapes().items()}
 
 
 class Csr(NamedTuple):
@@ -180,6 +190,17 @@ class Plan:
         """Numbers of the layers that layer `index` takes: its input's and, of a sum, the other's; -1 is X."""
         layer = self.layers[index]
         return index - layer.back, index - layer.other_back if layer.kind == "sum" else -1
+
+    def loses_bias(self, index: int) -> bool:
+        """Whether batch normalisation takes out again what the layer's biases add: they have no gradient.
+
+        Rounding alone would give them one, which adaptive optimizers would blow up to steps of any direction.
+        """
+        layer = self.layers[index]
+        if layer.kind != "dense" or layer.activation != "identity" or layer.dropout:
+            return False
+        takers = [other for other in range(index + 1, len(self.layers)) if index in self.inputs(other)]
+        return [self.layers[taker].kind for taker in takers] == ["batch_norm"]
 
     def trained_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of all that has a gradient, in order: ``dense_0.W``, ``dense_0.b``, ..."""

@@ -317,30 +317,52 @@ def _run_in_slices(arguments: tuple[object, ...], progress: Array, epochs: int) 
 
 
 def _layer_table(plan: Plan) -> Array:
-    offset, statistics, columns = 0, 0, []
+    offset, statistics = 0, 0
     starts = _first_features(plan)
     errors = starts if not plan.is_chain else _alternating(plan)
+    table = np.zeros((len(plan.layers), kernels.LOSES_BIAS + 1), np.int64)
     for index, layer in enumerate(plan.layers):
-        (source, other), row = plan.inputs(index), starts[index + 1]
-        sizes = [int(np.prod(shape)) for shape in layer.parameter_shapes().values()]
-        first, end = offset, offset + sum(sizes)
-        has_weights = layer.kind in ("dense", "embedding")
-        biases = first + sizes[0] if has_weights else first
-        shift = first + layer.n_out
-        later = [(plan.inputs(i), plan.layers[i].kind) for i in range(index + 1, len(plan.layers))]
-        taken = {number for pair, kind in later for number in (pair if kind == "sum" else pair[:1])}
+        source, other = plan.inputs(index)
         other = other if layer.kind == "sum" else source
-        columns.append(
-            (
-                *(layer.n_in, layer.n_out, ACTIVATION_IDS[layer.activation], first, biases, row),
-                *(KIND_IDS[layer.kind], first, shift, source, starts[source + 1], starts[other + 1]),
-                *(errors[index + 1], errors[source + 1], errors[other + 1], source in taken, other in taken),
-                *(layer.column, statistics),
-            )
-        )
-        offset = end
+        sizes = [int(np.prod(shape)) for shape in layer.parameter_shapes().values()]
+        has_weights = layer.kind in ("dense", "embedding")
+        later = _taken_from(plan, index + 1)
+        columns = {
+            kernels.N_IN: layer.n_in,
+            kernels.N_OUT: layer.n_out,
+            kernels.ACTIVATION: ACTIVATION_IDS[layer.activation],
+            kernels.WEIGHTS: offset,
+            kernels.BIASES: offset + sizes[0] if has_weights else offset,
+            kernels.ROW: starts[index + 1],
+            kernels.KIND: KIND_IDS[layer.kind],
+            kernels.GAIN: offset,
+            kernels.SHIFT: offset + layer.n_out,
+            kernels.INPUT: source,
+            kernels.INPUT_ROW: starts[source + 1],
+            kernels.OTHER_ROW: starts[other + 1],
+            kernels.ERROR: errors[index + 1],
+            kernels.INPUT_ERROR: errors[source + 1],
+            kernels.OTHER_ERROR: errors[other + 1],
+            kernels.KEEP: source in later,
+            kernels.KEEP_OTHER: other in later,
+            kernels.COLUMN: layer.column,
+            kernels.STATISTICS: statistics,
+            kernels.LOSES_BIAS: plan.loses_bias(index),
+        }
+        table[index, list(columns)] = list(columns.values())
+        offset += sum(sizes)
         statistics += sum(int(np.prod(shape)) for shape in layer.statistics_shapes().values())
-    return np.array(columns, np.int64)
+    return table
+
+
+def _taken_from(plan: Plan, first: int) -> set[int]:
+    """Numbers of the layers whose outputs the layers from `first` on take."""
+    later = range(first, len(plan.layers))
+    return {
+        source
+        for index in later
+        for source in plan.inputs(index)[: 2 if plan.layers[index].kind == "sum" else 1]
+    }
 
 
 def _first_features(plan: Plan) -> list[int]:

@@ -98,7 +98,7 @@ class Model(NamedTuple):
     """A plan and its state as arrays; ``real`` is the plan's dtype."""
 
     layers: Array
-    """int64 (L, 19): columns N_IN ... STATISTICS below."""
+    """int64 (L, 20): columns N_IN ... LOSES_BIAS below."""
     dropout: Array
     """float64 (L,): share of each layer's outputs that an update drops."""
     rates: Array
@@ -156,12 +156,13 @@ class Model(NamedTuple):
     KEEP_OTHER,
     COLUMN,
     STATISTICS,
-) = range(19)
+    LOSES_BIAS,
+) = range(20)
 """Columns of `Model.layers`: widths, activation id, offsets of W (which ends where b begins) in theta, and
 the layer's first feature in the chunk's buffers; kind, offsets of gain and shift in theta; number of the
 layer that it takes, or -1; first feature of its input, and of a sum's other input; first feature of its error
 signal and of those of its inputs in `Workspace.errors`, and whether these have contributions of later layers;
-the column that an embedding replaces; offset of its statistics."""
+the column that an embedding replaces; offset of its statistics; whether its biases have no gradient."""
 
 DENSE, LAYER_NORM, BATCH_NORM, SUM, SCALE, EMBEDDING = range(6)
 KIND_IDS = {
@@ -1014,6 +1015,13 @@ def _normalise_columns(
 
 
 @jit
+def _vector_of(model: Model, layer: int, category: float, size: int) -> int:
+    """Where a category's vector begins; they were checked, but a slip must not read beyond the table."""
+    first, end = model.layers[layer, WEIGHTS], model.layers[layer, BIASES]
+    return min(max(first + np.int64(category) * size, first), end - size)
+
+
+@jit
 def _embed(model: Model, layer: int, x: Array, z: Array) -> None:
     column, others = model.layers[layer, COLUMN], x.shape[0] - 1
     size = z.shape[0] - others
@@ -1021,7 +1029,7 @@ def _embed(model: Model, layer: int, x: Array, z: Array) -> None:
         for r in range(x.shape[1]):
             z[j, r] = x[j + 1 if j >= column else j, r]
     for r in range(x.shape[1]):
-        vector = model.layers[layer, WEIGHTS] + np.int64(x[column, r]) * size
+        vector = _vector_of(model, layer, x[column, r], size)
         for c in range(size):
             z[others + c, r] = model.theta[vector + c]
 
@@ -1151,7 +1159,7 @@ def _back_through_embedding(model: Model, layer: int, first: bool, x: Array, del
         for i in range(model.layers[layer, WEIGHTS], model.layers[layer, BIASES]):
             model.gradient[i] = 0.0
     for r in range(x.shape[1]):
-        vector = model.layers[layer, WEIGHTS] + np.int64(x[column, r]) * size
+        vector = _vector_of(model, layer, x[column, r], size)
         for c in range(size):
             model.gradient[vector + c] += delta[others + c, r]
 
@@ -1208,6 +1216,8 @@ def backward(model: Model, work: Workspace, B: int, first: bool, dropped: bool, 
             dW, db = weights_of(model, model.gradient, layer)
             partial = work.partial[: n_in * n_out].reshape((n_in, n_out))
             add_weight_gradient(x, delta, first, partial, dW, db)
+            if model.layers[layer, LOSES_BIAS] != 0:
+                db[:] = 0
             if model.layers[layer, INPUT] >= 0 or input_gradient:
                 W, _ = weights_of(model, model.theta, layer)
                 delta_through(W, delta, below)
@@ -1310,6 +1320,10 @@ def gradient_of_batch(
             for r in range(B):
                 for f in range(n_in):
                     dX[chunk + r, f] = dx[f, r] * model.scale[f]
+    real = model.theta.dtype.type
+    for i in range(model.batch_statistics.size if step >= 0 else 0):
+        if not math.isfinite(real(model.batch_statistics[i])):
+            return np.nan
     return loss + add_penalty(model, total_weight)
 
 

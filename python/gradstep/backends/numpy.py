@@ -567,7 +567,17 @@ def _normalised(
         mean = np.sum(shares[:, None] * x, axis=0)
         variance = np.sum(shares[:, None] * np.square(x - mean), axis=0)
     inverse = (1 / np.sqrt(variance.astype(np.float64) + layer.epsilon)).astype(x.dtype)
-    return Normalised((x - mean.astype(x.dtype)) * inverse, mean, variance, inverse)
+    return Normalised((x - mean).astype(x.dtype) * inverse, mean, variance, inverse)
+
+
+def _statistics_are_finite(forward: Pass) -> bool:
+    """A loss may be finite where they are not."""
+    if forward.normalised is None:
+        return True
+    kept = (
+        values.astype(forward.x.dtype) for values in (forward.normalised.mean, forward.normalised.variance)
+    )
+    return all(bool(np.isfinite(values).all()) for values in kept)
 
 
 def _forward(
@@ -796,6 +806,8 @@ def _propagate(
             gradient = gradient * masks[index]
         delta = gradient * ACTIVATIONS[layer.activation].derivative(forward.z, forward.a)
         dW, db, below = _backward(layer, parameters, forward, delta, shares)
+        if plan.loses_bias(index):
+            db = np.zeros_like(db)
         if l2 and f"{layer.name}.W" in parameters:
             dW += l2 * parameters[f"{layer.name}.W"]
         if plan.l1 and f"{layer.name}.W" in parameters:
@@ -944,6 +956,8 @@ class NumpyEngine(Engine):
         found = _propagate(self.plan, self._parameters, x, y, weight, masks, False)
         if not np.isfinite(found.loss):
             return found.loss
+        if not all(_statistics_are_finite(forward) for forward in found.passes):
+            return float("nan")
         gradients = {
             name: g for name, g in _gradients(self.plan, found.layers).items() if self._factors[name]
         }

@@ -367,7 +367,7 @@ class _Parts:
         self._take(name, width, width)
         gain = _numbers(module.weight)
         self.parameters += [gain, _or_zeros(module.bias, gain)]
-        self.layers.append(LayerNorm(_above_0(name, "eps", module.eps)))
+        self.layers.append(LayerNorm(epsilon=_above_0(name, "eps", module.eps)))
 
     def _add_batch_norm(self, name: str, module: Any) -> None:
         if not module.affine or module.running_mean is None:
@@ -379,7 +379,8 @@ class _Parts:
         self._take(name, module.num_features, module.num_features)
         self.parameters += [_numbers(module.weight), _numbers(module.bias)]
         self.statistics += [_numbers(module.running_mean), _numbers(module.running_var)]
-        self.layers.append(BatchNorm(float(module.momentum), _above_0(name, "eps", module.eps)))
+        epsilon = _above_0(name, "eps", module.eps)
+        self.layers.append(BatchNorm(momentum=float(module.momentum), epsilon=epsilon))
 
     def _add_embedding(self, name: str, module: Any) -> None:
         if self.inside or not all(isinstance(layer, Embedding) for layer in self.layers):

@@ -257,8 +257,12 @@ class Perceptron(Persistent, CallbackSupportMixin, BaseEstimator):  # type: igno
                 f"data ask for {wanted}"
             )
         kind = next((layer.kind for layer in plan.layers if layer.kind != "dense"), None)
-        if Coefficients.of(self).normalization != kind:
-            raise ValueError("training can only go on with the normalization of before")
+        known = Coefficients.of(self).normalization
+        if known != kind:
+            before, now = (None if name is None else name.removesuffix("_norm") for name in (known, kind))
+            raise ValueError(
+                f"training can only go on with the normalization of before, {before!r}, got {now!r}"
+            )
 
     def _restore_optimizer(self, engine: Engine, settings: Settings, incremental: bool) -> int:
         """Go on with the optimizer of before, where partial_fit does; returns its updates so far."""

@@ -106,8 +106,8 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
     coefs_, intercepts_ : list of ndarray
         Weights (n_in, n_out) and biases (n_out,) of the layers.
     normalizations_ : list of dict
-        With ``normalization``, the gain and shift of every hidden layer, and the running mean and variance of
-        "batch", (n_out,) each.
+        With ``normalization`` and hidden layers, the gain and shift of each, and the running mean and
+        variance of "batch", (n_out,) each.
     loss_ : float
         Loss of the last epoch.
     best_loss_ : float or None

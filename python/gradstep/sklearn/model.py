@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradstep import backends
-from gradstep.backends.base import Array, Engine, LayerPlan, Parameters, Plan
+from gradstep.backends.base import Array, Engine, Parameters, Plan
 
 
 class Coefficients(NamedTuple):
@@ -80,7 +80,7 @@ def coefficients(plan: Plan, parameters: Parameters) -> Coefficients:
         [parameters[f"{name}.W"] for name in dense],
         [parameters[f"{name}.b"] for name in dense],
         [
-            {name: parameters[f"{layer.name}.{name}"] for name in _shapes(layer)}
+            {name: parameters[f"{layer.name}.{name}"] for name in layer.all_shapes()}
             for layer in plan.layers
             if layer.kind != "dense"
         ],
@@ -89,16 +89,7 @@ def coefficients(plan: Plan, parameters: Parameters) -> Coefficients:
 
 def initial_normalizations(plan: Plan) -> list[dict[str, Array]]:
     """What changes nothing but for the normalisation itself."""
-    others = [layer for layer in plan.layers if layer.kind != "dense"]
-    return [{name: _initial(name, shape, plan.dtype) for name, shape in _shapes(d).items()} for d in others]
-
-
-def _initial(name: str, shape: tuple[int, ...], dtype: str) -> Array:
-    return np.full(shape, name in ("gain", "variance"), dtype)
-
-
-def _shapes(layer: LayerPlan) -> dict[str, tuple[int, ...]]:
-    return {**layer.parameter_shapes(), **layer.statistics_shapes()}
+    return [layer.initial_values(plan.dtype) for layer in plan.layers if layer.kind != "dense"]
 
 
 def initial_coefficients(
