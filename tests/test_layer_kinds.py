@@ -491,6 +491,7 @@ def test_the_table_counts_all_parameters():
     unknown = repr(gs.Network(layers)).splitlines()
     assert unknown[2].split()[1:] == ["identity", "?", "->", "?", "?"]
     assert unknown[-1].split()[-1] == "?"
+    assert "+ input or its projection" in repr(gs.Network([gs.Residual([Dense(3)]), Dense(1)]))
 
 
 @pytest.mark.parametrize(

@@ -541,7 +541,8 @@ def summaries(layers: Sequence[Layer], n_in: int | None) -> tuple[LayerSummary, 
         notes = []
         if plan.kind == "sum":
             other = index - plan.other_back
-            notes.append(f"+ {plans[other].name if other >= 0 else 'input'}")
+            name, width = (plans[other].name, plans[other].n_out) if other >= 0 else ("input", n_in or 0)
+            notes.append(f"+ {name}" if width else f"+ {name} or its projection")
         if plan.dropout:
             notes.append(f"dropout {plan.dropout:g}")
         if plan.rate_factor != 1:
