@@ -174,7 +174,7 @@ def test_an_unknown_metric_is_answered_with_the_nearest():
     before = net.parameters()
     with pytest.raises(ValueError, match="unknown monitor 'val_los', did you mean 'val_loss'"):
         net.fit(X, Y, callbacks=[gs.EarlyStopping(monitor="val_los")], validation_data=(X, Y), verbose=0)
-    with pytest.raises(ValueError, match="unknown monitor 'val_loss'"):
+    with pytest.raises(ValueError, match="monitor 'val_loss' needs validation_data"):
         net.fit(X, Y, callbacks=[gs.EarlyStopping(monitor="val_loss")], verbose=0)
     assert net.history is first
     assert net.epochs_trained == 1

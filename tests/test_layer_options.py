@@ -254,3 +254,23 @@ def test_plots_of_gradients_leave_out_layers_without_parameters():
     labels = [text.get_text() for text in gs.plot.gradients(net, ROWS, Y).get_yticklabels()]
     assert "layer_norm_0" in labels
     assert "sum_0" not in labels
+
+
+def test_batches_of_one_row_are_refused_where_they_are_normalised(backend):
+    net = make(backend, layers(6))
+    with pytest.raises(ValueError, match="batch_size must be at least 2 with BatchNorm, got 1"):
+        net.fit(ROWS, Y, batch_size=1, verbose=0)
+    net.fit(ROWS, Y, batch_size=1, accumulate=4, epochs=1, verbose=0)
+    with pytest.raises(ValueError, match="batch_size must be at least 2 with BatchNorm, got 1"):
+        make(backend, layers(6)).fit(gs.ArraySource(ROWS, Y), batch_size=1, verbose=0)
+
+
+def test_a_row_of_one_column_cannot_be_normalised():
+    with pytest.raises(ValueError, match="LayerNorm needs at least 2 columns"):
+        gs.Network([gs.Dense(1), gs.LayerNorm()])
+
+
+def test_an_embedding_is_drawn_with_what_passes_it_by():
+    wired = str(gs.plot.network(gs.Network([gs.Input(3), gs.Embedding(1, 4, 2), gs.Dense(1)])))
+    first = next(line for line in wired.splitlines() if line.startswith("<path"))
+    assert first.count("M") == 2 + 2  # two columns pass by, one becomes two units

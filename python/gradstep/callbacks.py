@@ -108,6 +108,8 @@ class Watched:
     def begin(self, names: tuple[str, ...]) -> None:
         """Forget the last call of `fit`; the history of this one will have the names."""
         if self.monitor is not None:
+            if self.monitor.startswith("val_") and not any(name.startswith("val_") for name in names):
+                raise ValueError(f"monitor {self.monitor!r} needs validation_data, which fit has not got")
             check_name("monitor", self.monitor, names)
         self.key = self.monitor or ("val_loss" if "val_loss" in names else "loss")
         self.large = self.mode == "max" or (self.mode == "auto" and is_better_when_large(self.key))

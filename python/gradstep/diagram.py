@@ -50,8 +50,12 @@ class _Column(NamedTuple):
     units: int | None
     color: str
     labels: tuple[str, ...]
-    sources: tuple[int, ...] = ()
-    """Numbers of the columns whose outputs it takes."""
+    source: int = -1
+    """Number of the column whose outputs it takes."""
+    summands: tuple[int, ...] = ()
+    """Numbers of the columns that are added to its outputs."""
+    embedded: int | None = None
+    """Which of its inputs an embedding replaces."""
 
     @property
     def slots(self) -> list[int]:
@@ -92,7 +96,8 @@ def network_svg(layers: Sequence[Layer], n_in: int | None, *, card: bool = True)
     columns = _columns(layers, n_in)
     longest = max(len(label) for column in columns for label in column.labels)
     pitch = max(LEAST_PITCH, CHARACTER * longest + MARGIN)
-    arcs = [(s, i) for i, column in enumerate(columns) for s in column.sources if s < i - 1]
+    arcs = [(s, i) for i, column in enumerate(columns) for s in column.summands]
+    arcs += [(column.source, i) for i, column in enumerate(columns) if 0 <= column.source < i - 1]
     highest = max(column.heights[-1] for column in columns)
     top = MARGIN + (ARC_HEIGHT if arcs else 0)
     middle = top + RADIUS + highest
@@ -111,7 +116,7 @@ def network_svg(layers: Sequence[Layer], n_in: int | None, *, card: bool = True)
         parts.append(f'<rect width="{width:g}" height="{height:g}" rx="6" fill="#fbfbfb"/>')
     for index in range(1, len(columns)):
         before, after = columns[index - 1 : index + 1]
-        if index - 1 in after.sources:
+        if index - 1 == after.source:
             parts.append(_connections(before, after, places[index - 1], places[index], middle))
     parts.extend(_arc(places[start], places[end], top) for start, end in arcs)
     for column, x in zip(columns, places, strict=True):
@@ -129,14 +134,15 @@ def _columns(layers: Sequence[Layer], n_in: int | None) -> list[_Column]:
         source = at[index + 1 - row.plan.back]
         if row.plan.kind in ("dense", "embedding"):
             units = "? units" if row.units is None else _counted(row.units, "unit")
-            columns.append(_Column(row.units, BLUE, (row.name, units, *_details(row)), (source,)))
+            embedded = row.plan.column if row.plan.kind == "embedding" and row.units else None
+            labels = (row.name, units, *_details(row))
+            columns.append(_Column(row.units, BLUE, labels, source, embedded=embedded))
         else:
-            last = columns[-1]
-            sources = last.sources
+            last, summands = columns[-1], columns[-1].summands
             if row.plan.kind == "sum":
                 both = {source, at[index + 1 - row.plan.other_back]} - {len(columns) - 1}
-                sources = tuple(sorted({*sources, *both}))
-            columns[-1] = last._replace(labels=(*last.labels, row.name, *_details(row)), sources=sources)
+                summands = tuple(sorted({*summands, *both}))
+            columns[-1] = last._replace(labels=(*last.labels, row.name, *_details(row)), summands=summands)
         at.append(len(columns) - 1)
     return [*columns[:-1], columns[-1]._replace(color=ORANGE)]
 
@@ -159,12 +165,20 @@ def _counted(number: int, what: str) -> str:
 
 
 def _connections(before: _Column, after: _Column, left: float, right: float, middle: float) -> str:
+    pairs = [(i, k) for i in range(len(before.heights)) for k in range(len(after.heights))]
+    if after.embedded is not None and not before.is_cut and not after.is_cut:
+        pairs = _embedded_pairs(len(before.heights), len(after.heights), after.embedded)
     lines = [
-        f"M{left + RADIUS:g} {middle + start:g}L{right - RADIUS:g} {middle + end:g}"
-        for start in before.heights
-        for end in after.heights
+        f"M{left + RADIUS:g} {middle + before.heights[i]:g}L{right - RADIUS:g} {middle + after.heights[k]:g}"
+        for i, k in pairs
     ]
     return f'<path d="{"".join(lines)}" stroke="currentColor" stroke-opacity="0.22" fill="none"/>'
+
+
+def _embedded_pairs(inputs: int, units: int, column: int) -> list[tuple[int, int]]:
+    """The columns that pass by, and the one that its vector replaces."""
+    others = [i for i in range(inputs) if i != column]
+    return [*((i, k) for k, i in enumerate(others)), *((column, k) for k in range(len(others), units))]
 
 
 def _arc(left: float, right: float, top: float) -> str:

@@ -128,7 +128,8 @@ def load(path: str | os.PathLike[str], *, backend: str = "auto", loss: Any = Non
         _set_tensors(network, tensors)
         _check_encoder(network)
     except KeyError as error:
-        raise ValueError(f"{os.fspath(path)} lacks {error} in its metadata") from None
+        hint = ": an estimator is in it, whose class reads it with load" if "estimator" in config else ""
+        raise ValueError(f"{os.fspath(path)} lacks {error} in its metadata{hint}") from None
     except _DAMAGED as error:
         raise ValueError(f"{os.fspath(path)} does not hold a whole model: {error}") from None
     return network

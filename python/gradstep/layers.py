@@ -445,6 +445,8 @@ class _Chain:
                 case Dense(units=units, activation=activation):
                     source = self._add("dense", source, units, rate_factor=rate, activation=activation)
                 case LayerNorm(epsilon=epsilon):
+                    if self._width(source) == 1:
+                        raise ValueError("LayerNorm needs at least 2 columns: of one it makes a constant")
                     source = self._add("layer_norm", source, rate_factor=rate, epsilon=epsilon)
                 case BatchNorm(epsilon=epsilon, momentum=momentum):
                     options: dict[str, Any] = {"epsilon": epsilon, "momentum": momentum}

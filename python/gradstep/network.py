@@ -717,6 +717,7 @@ class Network:
                 validation = self._check_validation(validation_data, n_in)
                 batch_size = check_batch_size(batch_size, n, self.optimizer.default_batch_size(n))
                 batch_size = min(n, batch_size * accumulate)
+                self._specification.check_batch(batch_size)
                 if lbfgs:
                     _check_lbfgs(batch_size == n, schedule, sampling)
                 engine = self._prepare(data.X, data.y, X)
@@ -779,6 +780,7 @@ class Network:
                     f"but a window holds {window_rows}"
                 )
             batch_size = check_batch_size(batch_size, n, default)
+            self._specification.check_batch(batch_size)
             window_rows = min(window_rows, n + batch_size)
         return WindowFeed(
             source=source,

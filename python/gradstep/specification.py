@@ -119,6 +119,11 @@ class Specification:
                 f"got {self.target_preprocessing!r}"
             )
 
+    def check_batch(self, rows: int) -> None:
+        """Raise a ValueError where batch normalisation would see one row at a time, which it makes zero."""
+        if rows < 2 and any(isinstance(layer, BatchNorm) for layer in all_layers(self.layers)):
+            raise ValueError(f"batch_size must be at least 2 with BatchNorm, got {rows}")
+
     def _check_layers(self) -> None:
         if self.averaging is not None and any(isinstance(d, BatchNorm) for d in all_layers(self.layers)):
             raise ValueError(

@@ -230,7 +230,8 @@ def check_inputs(X: Any, dtype: str, n_in: int | None, argument: str = "X") -> A
     if type(X) is not np.ndarray or X.dtype != dtype:
         X = as_numbers(argument, X)
     if X.ndim != 2:
-        hint = f"; use {argument}.reshape(-1, 1) if it is one column" if X.ndim == 1 else ""
+        shapes = f"{argument}.reshape(-1, 1) if it is one column, {argument}.reshape(1, -1) if it is one row"
+        hint = f"; use {shapes}" if X.ndim == 1 else ""
         raise ValueError(f"{argument} must have two dimensions (rows, columns), got shape {X.shape}{hint}")
     if X.shape[0] == 0 or X.shape[1] == 0:
         raise ValueError(f"{argument} must have at least one row and one column, got shape {X.shape}")

@@ -107,7 +107,8 @@ def _steps(estimator: Any) -> tuple[list[Any], Any]:
     perceptron = steps.pop()
     scalers = [step for step in steps if step is not None and step != "passthrough"]
     if not isinstance(perceptron, MLPClassifier | MLPRegressor):
-        hint = "; its to_network() makes a network" if hasattr(perceptron, "to_network") else ""
+        alone = ", without the steps before it" if steps else ""
+        hint = f"; its to_network() makes a network{alone}" if hasattr(perceptron, "to_network") else ""
         raise TypeError(
             "estimator must be an MLPClassifier or MLPRegressor of scikit-learn, or a Pipeline with one at "
             f"its end, got {type(perceptron).__name__}{hint}"

@@ -143,6 +143,8 @@ class StochasticSolver:
             return min(AUTO_BATCH, self.n)
         if wanted > self.n:
             warn("Got `batch_size` less than 1 or larger than sample size. It is going to be clipped")
+        if self.settings.normalization == "batch_norm" and min(wanted, self.n) < 2:
+            raise ValueError("batch_size must be at least 2 with normalization='batch', got 1")
         return min(wanted, self.n)
 
     def _rates(self) -> Array:
