@@ -248,9 +248,8 @@ void Engine<T>::apply_by_layer(T* gradient, ptrdiff_t part_stride, int parts) {
 // Training moves other parameters than those that the user sees, which are their average.
 template <class T>
 void Engine<T>::exchange_average() {
-    if (!plan_.averages()) return;
-    if (folded_) folded_->forget();
-    std::swap_ranges(update_.theta, update_.theta + net_->parameters().total, update_.average());
+    const std::size_t n = net_->parameters().total;
+    if (plan_.averages()) std::swap_ranges(update_.theta, update_.theta + n, update_.average());
 }
 
 // At the end of epochs, counted from 1 over the network's life: an equal mean from swa_start on.
@@ -481,9 +480,9 @@ double Engine<T>::loss_and_gradients(Data<T> data, const std::vector<T*>& W, con
 // the parameters are looked at: a pass over the states of a large network is felt.
 template <class T>
 bool Engine<T>::remember(bool after_guarded_steps) {
-    const std::size_t in_doubt = after_guarded_steps ? net_->parameters().total : state_size();
+    const std::size_t in_doubt = after_guarded_steps ? net_->parameters().total : state_size_;
     if (!k_.all_finite(update_.theta, static_cast<ptrdiff_t>(in_doubt))) return false;
-    if (remembered_) std::copy(update_.theta, update_.theta + state_size(), remembered_);
+    if (remembered_) std::copy(update_.theta, update_.theta + state_size_, remembered_);
     remembered_step_ = count_.value();
     return checked_ = true;
 }
@@ -492,7 +491,7 @@ template <class T>
 void Engine<T>::restore() {
     if (!remembered_) return;
     if (folded_) folded_->forget();
-    std::copy(remembered_, remembered_ + state_size(), update_.theta);
+    std::copy(remembered_, remembered_ + state_size_, update_.theta);
     count_.set(remembered_step_);
 }
 

@@ -116,7 +116,6 @@ private:
     bool (*guard() const)(const T*, ptrdiff_t) noexcept {
         return optimizer().squares ? k_.squares_finite : k_.all_finite;
     }
-    std::size_t state_size() const { return state_size_; }
     bool remember(bool after_guarded_steps);
     void restore();
     double run_epoch(const Data<T>& data, const TrainOptions& options, int64_t epoch, int threads,
