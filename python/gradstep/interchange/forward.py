@@ -12,6 +12,7 @@ from gradstep.backends.base import Array, LayerPlan, Parameters
 from gradstep.backends.numpy import LOSSES
 from gradstep.layers import Embedding, layer_plans
 from gradstep.network import Network
+from gradstep.specification import EXACT_FLOAT32
 from gradstep.tables import Column, NumberColumn
 
 
@@ -207,7 +208,7 @@ class _Folding:
                 self._outputs[index] = self._added(plan, index)
 
     def _own(self, plan: LayerPlan) -> dict[str, Array]:
-        names = (*plan.parameter_shapes(), *plan.statistics_shapes())
+        names = plan.all_shapes()
         return {name: self._parameters[f"{plan.name}.{name}"].astype(np.float64) for name in names}
 
     def _added(self, plan: LayerPlan, index: int) -> int:
@@ -310,7 +311,7 @@ def check_float32(forward: Forward, target: str) -> None:
                 f"the {target} computes in float32, which cannot hold an epsilon of {layer.epsilon:.3g}"
             )
     for column, categories in forward.categories.items():
-        if categories > 2**24:
+        if categories > EXACT_FLOAT32:
             raise ValueError(
                 f"the {target} computes in float32, which cannot tell {categories} categories of column "
                 f"{column} apart"
