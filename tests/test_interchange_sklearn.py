@@ -128,6 +128,8 @@ def test_what_is_no_fitted_perceptron_is_one_sentence(monkeypatch):
 
     with pytest.raises(TypeError, match=r"got MLPRegressor; its to_network\(\) makes a network"):
         gs.from_sklearn(Own())
+    with pytest.raises(TypeError, match="makes a network, without the steps before it"):
+        gs.from_sklearn(make_pipeline(MinMaxScaler(), Own()))
     monkeypatch.setitem(sys.modules, "sklearn.neural_network", None)
     with pytest.raises(ModuleNotFoundError, match=r'scikit-learn: pip install "gradstep\[sklearn\]"'):
         gs.from_sklearn(None)

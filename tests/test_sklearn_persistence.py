@@ -93,7 +93,7 @@ def test_files_that_hold_something_else_are_errors(tmp_path):
     model.save(path)
     with pytest.raises(ValueError, match="holds a MLPClassifier, not a MLPRegressor"):
         MLPRegressor.load(path)
-    with pytest.raises(ValueError, match="lacks 'network' in its metadata"):
+    with pytest.raises(ValueError, match="lacks 'network' in its metadata: an estimator is in it"):
         gs.load(path)
     model.export(path)
     with pytest.raises(ValueError, match="holds a network, not an estimator"):

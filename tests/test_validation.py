@@ -59,7 +59,7 @@ BAD_X = [
     (X[:, :2], ValueError, r"X must have 3 column\(s\), the network's input width, got 2"),
     (X[:0], ValueError, r"at least one row and one column, got shape \(0, 3\)"),
     (X[:, :0], ValueError, r"at least one row and one column, got shape \(4, 0\)"),
-    (X[0], ValueError, r"two dimensions \(rows, columns\), got shape \(3,\); use X.reshape\(-1, 1\)"),
+    (X[0], ValueError, r"two dimensions \(rows, columns\), got shape \(3,\); use .*X.reshape\(1, -1\) if"),
     (X[None], ValueError, r"two dimensions \(rows, columns\), got shape \(1, 4, 3\)"),
     (3.0, ValueError, r"two dimensions \(rows, columns\), got shape \(\)"),
     ([[1, 2, 3], [1, 2]], ValueError, "X must be a regular array, but its rows differ in length"),

@@ -182,7 +182,7 @@ def _embedded_pairs(inputs: int, units: int, column: int) -> list[tuple[int, int
 
 
 def _arc(left: float, right: float, top: float) -> str:
-    """From above one column to above another that is not its neighbour."""
+    """From above one column to above another: past those between, or to be added."""
     start, end, high = left + RADIUS, right - RADIUS, top - ARC_HEIGHT
     return (
         f'<path d="M{start:g} {top:g}C{start + RADIUS:g} {high:g} {end - RADIUS:g} {high:g} {end:g} {top:g}" '

@@ -831,7 +831,7 @@ def _gradients(plan: Plan, layers: list[LayerTrace]) -> Parameters:
 # The engine.
 
 BLOCK_ELEMENTS = 1 << 20
-"""`predict` and `evaluate` hold at most about this many numbers of one layer at a time."""
+"""`predict` and `evaluate` hold at most about this many numbers of each layer."""
 
 
 class NumpyEngine(Engine):

@@ -101,6 +101,8 @@ class StochasticSolver:
         self.random_state = random_state
         self.n = len(rows) if split.train is None else len(split.train)
         self.batch_size = self._batch_size()
+        if engine.plan.normalises_batches and self.batch_size < 2:
+            raise ValueError("batch_size must be at least 2 with normalization='batch', got 1")
         self.updates = first_update
         # Where no epoch has a score, the coefficients stay what they were.
         self.best = None if split.score is None else Coefficients.of(estimator)
@@ -143,8 +145,6 @@ class StochasticSolver:
             return min(AUTO_BATCH, self.n)
         if wanted > self.n:
             warn("Got `batch_size` less than 1 or larger than sample size. It is going to be clipped")
-        if self.settings.normalization == "batch_norm" and min(wanted, self.n) < 2:
-            raise ValueError("batch_size must be at least 2 with normalization='batch', got 1")
         return min(wanted, self.n)
 
     def _rates(self) -> Array:
