@@ -129,26 +129,11 @@ def replace(page: str, text: str, name: str) -> None:
     path.write_text(marked.sub(lambda m: f"{m[1]}{text}\n{m[2]}", old), encoding="utf-8")
 
 
-def read(paths: list[Path]) -> Run:
-    """One run, or several of the same machine, versions and kind of cases."""
-    run, *others = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
-    for other in others:
-        if (
-            other["versions"] != run["versions"]
-            or other["machine"]["date"][:10] != run["machine"]["date"][:10]
-        ):
-            raise SystemExit("the runs are of different days or versions")
-        run["cases"] |= other["cases"]
-        run["peaks"] |= other["peaks"]
-        run["results"] += other["results"]
-    return run
-
-
 def main() -> None:
-    """Read the runs, write the pages."""
+    """Read the run, write the pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", type=Path, nargs="+", help="JSON that run.py wrote")
-    run = read(parser.parse_args().runs)
+    parser.add_argument("run", type=Path, help="JSON that run.py wrote")
+    run: Run = json.loads(parser.parse_args().run.read_text(encoding="utf-8"))
     for name, known in (("more", MORE), ("toolbox", TOOLBOX)):
         if any(case in known for case in run["cases"]):
             replace("docs/performance.md", f"{table(run)}\n\n{measured(run)}", name)

@@ -148,7 +148,7 @@ class TorchSession(Session):
 def _hidden_layers(torch: Any, case: Case, n_in: int, linear: Any, activation: Any) -> list[Any]:
     nn, n_out, dtype = torch.nn, linear.out_features, linear.weight.dtype
 
-    class Residual(nn.Module):  # type: ignore[misc, name-defined]
+    class Residual(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.block = nn.Sequential(linear, activation)
@@ -156,7 +156,7 @@ def _hidden_layers(torch: Any, case: Case, n_in: int, linear: Any, activation: A
         def forward(self, x: Any) -> Any:
             return x + self.block(x)
 
-    class Scale(nn.Module):  # type: ignore[misc, name-defined]
+    class Scale(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.gain = nn.Parameter(torch.ones(n_in, dtype=dtype))
@@ -179,7 +179,7 @@ def _hidden_layers(torch: Any, case: Case, n_in: int, linear: Any, activation: A
 
 
 def _embedding(torch: Any, case: Case) -> Any:
-    class Front(torch.nn.Module):  # type: ignore[misc, name-defined]
+    class Front(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             vectors = torch.from_numpy(make_vectors(case))
