@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,12 @@ OPTIMIZERS: dict[str, dict[str, float]] = {
     "rmsprop": {"decay": 0.99, "momentum": 0.9},
     "adagrad": {},
     "lion": {"weight_decay": 0.01},
+    "lbfgs": {"history_size": 10},
 }
 """Options beside BETA1, BETA2 and EPSILON; lion has BETA1 for both of its."""
+AVERAGES = ("ema", "swa")
+"""Means of the parameters beside Adam: exponential after every step, equal after every epoch."""
+EMA_DECAY = 0.999
 BLOCKS = ("layer_norm", "batch_norm", "residual", "scale", "embedding", "dropout")
 """Kinds of hidden layers: normalised in front of the activation, with inputs added to outputs, with a weight
 for each input, behind an embedding of column 0, with outputs that are dropped."""
@@ -60,15 +64,22 @@ class Case:
     """Rows of a batch; a batch of all rows is not shuffled."""
     learning_rate: float
     optimizer: str = "adam"
-    """One of gradstep's, with the options in `OPTIMIZERS`."""
+    """One of gradstep's, with the options in `OPTIMIZERS`; a step of lbfgs is an iteration on all rows."""
     dtype: str = "float32"
     block: str = ""
     """One of `BLOCKS`, or plain dense layers."""
+    averaging: str = ""
+    """One of `AVERAGES`, or none."""
 
     @property
     def is_full_batch(self) -> bool:
         """Whether a step sees every row, in order."""
         return self.batch >= self.rows
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is dense layers and Adam, which every contender has."""
+        return self.optimizer == "adam" and not self.block and not self.averaging
 
     @property
     def steps_per_epoch(self) -> int:
@@ -162,16 +173,19 @@ def _toolbox(width: int) -> Iterator[Case]:
     """Every optimizer, loss and kind of layer with two hidden layers of that width."""
     rows, batch = (6_400, 64) if width < 1024 else (1_280, 128)
     scale = min(1.0, 256 / width)
+    plain = Case("", (width, width, width, 8), "relu", "mse", rows, batch, 1e-3 * scale)
     for optimizer in OPTIMIZERS:
+        if optimizer == "lbfgs":
+            continue
         rate = _RATES.get(optimizer, 1e-3) * (scale if optimizer != "sgd" else 1)
-        yield Case(
-            f"{optimizer} {width}", (width, width, width, 8), "relu", "mse", rows, batch, rate, optimizer
-        )
+        yield replace(plain, name=f"{optimizer} {width}", optimizer=optimizer, learning_rate=rate)
+    yield replace(plain, name=f"lbfgs {width}", optimizer="lbfgs", batch=rows, dtype="float64")
+    for averaging in AVERAGES:
+        yield replace(plain, name=f"{averaging} {width}", averaging=averaging)
     for loss in _LOSSES:
-        yield Case(f"{loss} {width}", (width, width, width, 8), "relu", loss, rows, batch, 1e-3 * scale)
+        yield replace(plain, name=f"{loss} {width}", loss=loss)
     for block in BLOCKS:
-        widths, rate = (width, width, width, 8), 1e-3 * scale
-        yield Case(f"{block} {width}", widths, "relu", "mse", rows, batch, rate, block=block)
+        yield replace(plain, name=f"{block} {width}", block=block)
 
 
 TOOLBOX = {case.name: case for width in (64, 1024) for case in _toolbox(width)}

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from cases import BETA1, BETA2, EPSILON, OPTIMIZERS, Array, Case, Weights
+from lbfgs import minimize
 
 ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
     "identity": (lambda z: z, lambda a: np.ones_like(a)),
@@ -149,6 +150,8 @@ def losses(
     X, y = data
     X, y = X.astype(np.float64), y if case.loss == "cross_entropy" else y.astype(np.float64)
     parameters = [(W.astype(np.float64), b.astype(np.float64)) for W, b in weights]
+    if case.optimizer == "lbfgs":
+        return _lbfgs(case, parameters, X, y, epochs)
     updated = [(Parameter(case, W, True), Parameter(case, b, False)) for W, b in parameters]
     history = []
     for epoch in range(epochs):
@@ -163,6 +166,21 @@ def losses(
                     parameter.update(g)
         history.append(total / case.rows)
     return history
+
+
+def _lbfgs(case: Case, parameters: Weights, X: Array, y: Array, iterations: int) -> list[float]:
+    """What `losses` says, after each iteration."""
+
+    def function(theta: Array) -> tuple[float, Array]:
+        at = 0
+        for array in (array for pair in parameters for array in pair):
+            array[...] = theta[at : at + array.size].reshape(array.shape)
+            at += array.size
+        loss, gradient = gradients(case, parameters, X, y)
+        return loss, np.concatenate([array.ravel() for pair in gradient for array in pair])
+
+    start = np.concatenate([array.ravel() for pair in parameters for array in pair])
+    return minimize(case, function, start, iterations)[1]
 
 
 def _reference_backend(case: Case, data: tuple[Array, Array], weights: Weights, epochs: int) -> list[float]:

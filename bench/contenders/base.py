@@ -73,7 +73,7 @@ class Contender(ABC):
 
     def supports(self, case: Case) -> bool:
         """Whether it has the case's optimizer, loss and layers."""
-        return case.optimizer == "adam" and case.loss in BASIC_LOSSES and not case.block
+        return case.is_plain and case.loss in BASIC_LOSSES
 
     def versions(self) -> dict[str, str]:
         """Version of every package that does the work."""

@@ -11,6 +11,7 @@ from cases import (
     BETA1,
     CATEGORIES,
     DROPPED,
+    EMA_DECAY,
     EMBEDDED,
     EPSILON,
     FLOOR,
@@ -38,6 +39,8 @@ def _optimizer(case: Case) -> Any:
         options = {**options, "beta1": BETA1, "beta2": BETA1}
     if case.optimizer == "adagrad":
         options = {**options, "epsilon": EPSILON}
+    if case.optimizer == "lbfgs":
+        options = {**options, "tolerance": 0.0}
     return OPTIMIZER_CLASSES[case.optimizer](case.learning_rate, **options)
 
 
@@ -78,6 +81,7 @@ def network_of(case: Case, backend: str) -> gs.Network:
         [gs.Input(case.widths[0]), *front, *hidden, gs.Dense(case.widths[-1])],
         loss=_loss(case),
         optimizer=_optimizer(case),
+        averaging={"ema": gs.EMA(EMA_DECAY), "swa": gs.SWA(1)}.get(case.averaging),
         seed=SHUFFLE_SEED,
         backend=backend,
         dtype=case.dtype,
@@ -113,7 +117,8 @@ class GradstepSession(Session):
         """Back to the initial weights, fresh moments and the first epoch's order; memory stays."""
         self.network.set_parameters(self.initial)
         state = self.network.optimizer_state()
-        self.network.set_optimizer_state({name: np.zeros_like(value) for name, value in state.items()})
+        fresh = {name: value if name.endswith(".trained") else 0 * value for name, value in state.items()}
+        self.network.set_optimizer_state(fresh)
         self.network.epochs_trained = 0
 
     def run(self, epochs: int, orders: Array | None = None) -> float:

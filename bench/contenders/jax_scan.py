@@ -14,6 +14,7 @@ from cases import (
     BETA1,
     BETA2,
     DROPPED,
+    EMA_DECAY,
     EPSILON,
     FLOOR,
     FOCUS,
@@ -27,6 +28,7 @@ from cases import (
     make_vectors,
 )
 from contenders.base import Contender, Session, shuffled_orders
+from lbfgs import minimize
 
 
 class Form(NamedTuple):
@@ -204,6 +206,30 @@ def _make_step(case: Case, unravel: Callable[[Any], Any]) -> Callable[..., Any]:
     return step
 
 
+def _with_mean_of_steps(step: Callable[..., Any]) -> Callable[..., Any]:
+    """The step with an exponential mean of the parameters beside its state."""
+    import optax
+
+    def averaging(state: Any, x: Any, y: Any) -> Any:
+        inner, mean = state
+        inner, loss = step(inner, x, y)
+        return (inner, optax.incremental_update(inner[0], mean, 1 - EMA_DECAY)), loss
+
+    return averaging
+
+
+def _with_mean_of_epochs(epoch: Callable[..., Any]) -> Callable[..., Any]:
+    """The epoch with an equal mean of the parameters at the ends of epochs beside its state."""
+    import optax
+
+    def averaging(state: Any, order: Any) -> Any:
+        inner, mean, count = state
+        inner, loss = epoch(inner, order)
+        return (inner, optax.incremental_update(inner[0], mean, 1 / (count + 1)), count + 1), loss
+
+    return averaging
+
+
 def _make_full_batch_run(step: Callable[..., Any], form: Form) -> Any:
     import jax
 
@@ -234,7 +260,7 @@ def _make_mini_batch_run(step: Callable[..., Any], form: Form, case: Case) -> An
                 total += loss * rest
             return state, total / case.rows
 
-        return jax.lax.scan(epoch, state, orders)
+        return jax.lax.scan(_with_mean_of_epochs(epoch) if case.averaging == "swa" else epoch, state, orders)
 
     return run
 
@@ -258,6 +284,8 @@ class JaxSession(Session):
         flat, unravel = ravel_pytree(theta) if form.is_flat else (None, lambda theta: theta)
         self.theta = np.asarray(flat) if form.is_flat else theta
         step = (_make_step if case.optimizer == "adam" else _make_optax_step)(case, unravel)
+        if case.averaging == "ema":
+            step = _with_mean_of_steps(step)
         if case.is_full_batch:
             self.program = _make_full_batch_run(step, form)
         else:
@@ -274,6 +302,10 @@ class JaxSession(Session):
             # rbg, which is faster on CPUs than the default generator
             key = self.jax.random.key(0, impl="rbg") if self.case.block == "dropout" else None
             self.state = (theta, zeros(theta), zeros(theta), zero, zero.copy(), key)
+            if self.case.averaging == "ema":
+                self.state = (self.state, self.jax.tree.map(self.jnp.copy, theta))
+            if self.case.averaging == "swa":
+                self.state = (self.state, zeros(theta), zero.copy())
         else:
             self.state = (theta, _optax_optimizer(self.case).init(theta))
         self.jax.block_until_ready(self.state)
@@ -289,6 +321,36 @@ class JaxSession(Session):
             self.state, losses = self.program(self.state, self.X, self.y, orders)
         self.jax.block_until_ready(self.state)
         return float(losses[-1])
+
+
+class JaxLbfgsSession(Session):
+    """Compiled gradients under SciPy's L-BFGS."""
+
+    def __init__(self, case: Case, data: tuple[Array, Array], weights: Weights) -> None:
+        import jax
+        import jax.numpy as jnp
+        from jax.flatten_util import ravel_pytree
+
+        X, y = (jnp.asarray(array) for array in data)
+        flat, unravel = ravel_pytree(_initial(case, weights))
+        self.case, self.initial = case, np.asarray(flat)
+        program = jax.jit(jax.value_and_grad(lambda theta: _loss(case, unravel(theta), X, y, None)))
+
+        def function(theta: Array) -> tuple[float, Array]:
+            loss, gradient = program(theta)
+            return float(loss), np.asarray(gradient)
+
+        self.function = function
+        self.reset()
+
+    def reset(self) -> None:
+        """Back to the initial weights."""
+        self.theta = self.initial
+
+    def run(self, epochs: int, orders: Array | None = None) -> float:
+        """So many iterations."""
+        self.theta, losses = minimize(self.case, self.function, self.theta, epochs)
+        return losses[-1]
 
 
 def _seconds_per_epoch(session: JaxSession) -> float:
@@ -321,13 +383,16 @@ class JaxScan(Contender):
         """All but those of which optax has another formula; the others need optax."""
         if case.optimizer in ("amsgrad", "nadam"):
             return False
-        return case.optimizer == "adam" or util.find_spec("optax") is not None
+        needs_optax = case.averaging or case.optimizer not in ("adam", "lbfgs")
+        return not needs_optax or util.find_spec("optax") is not None
 
     def prepare(self, case: Case, data: tuple[Array, Array], weights: Weights, threads: int) -> Session:
         """Try every form and keep the fastest."""
         import jax
 
         jax.config.update("jax_enable_x64", case.dtype == "float64")
+        if case.optimizer == "lbfgs":
+            return JaxLbfgsSession(case, data, weights)
         is_small = case.parameter_count <= SMALL
         best: tuple[float, JaxSession] | None = None
         for form in SMALL_FORMS if is_small else LARGE_FORMS:

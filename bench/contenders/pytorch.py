@@ -12,6 +12,7 @@ from cases import (
     BETA2,
     CATEGORIES,
     DROPPED,
+    EMA_DECAY,
     EMBEDDED,
     EPSILON,
     FLOOR,
@@ -26,6 +27,7 @@ from cases import (
     make_vectors,
 )
 from contenders.base import Contender, Session
+from lbfgs import minimize
 
 
 def _loss(case: Case) -> Any:
@@ -104,7 +106,20 @@ def _optimizer(torch: Any, case: Case, parameters: Any) -> Any:
             return optim.RMSprop(parameters, rate, alpha, EPSILON, momentum=momentum, foreach=True)
         case "adagrad":
             return optim.Adagrad(parameters, rate, eps=EPSILON, fused=True)
+        case "lbfgs":
+            return None
     raise NotImplementedError(case.optimizer)
+
+
+def _average(torch: Any, case: Case, network: Any) -> Any:
+    """The library's own mean of the parameters."""
+    averages = torch.optim.swa_utils
+    match case.averaging:
+        case "ema":
+            return averages.AveragedModel(network, multi_avg_fn=averages.get_ema_multi_avg_fn(EMA_DECAY))
+        case "swa":
+            return averages.AveragedModel(network, multi_avg_fn=averages.get_swa_multi_avg_fn())
+    return None
 
 
 class TorchSession(Session):
@@ -212,6 +227,7 @@ class EagerSession(TorchSession):
                 parameter.copy_(value)
         self.loss = _loss(self.case)
         self.optimizer = _optimizer(self.torch, self.case, self.network.parameters())
+        self.average = _average(self.torch, self.case, self.network)
 
     def step(self, rows: Any) -> Any:
         """One step as the tutorials write it."""
@@ -220,7 +236,34 @@ class EagerSession(TorchSession):
         loss = self.loss(self.network(x), y)
         loss.backward()
         self.optimizer.step()
+        if self.case.averaging == "ema":
+            self.average.update_parameters(self.network)
         return loss.detach()
+
+    def _epoch(self, order: Any) -> list[tuple[Any, int]]:
+        losses = super()._epoch(order)
+        if self.case.averaging == "swa":
+            self.average.update_parameters(self.network)
+        return losses
+
+
+class LbfgsSession(EagerSession):
+    """Eager gradients under SciPy's L-BFGS; PyTorch's own takes other steps to another loss."""
+
+    def run(self, epochs: int, orders: Array | None = None) -> float:
+        """So many iterations."""
+        torch, parameters = self.torch, list(self.network.parameters())
+        vector = torch.nn.utils.parameters_to_vector(parameters).detach().numpy()
+
+        def function(theta: Array) -> tuple[float, Array]:
+            torch.nn.utils.vector_to_parameters(torch.from_numpy(theta), parameters)
+            loss = self.loss(self.network(self.X), self.y)
+            gradients = torch.autograd.grad(loss, parameters)
+            return float(loss), torch.cat([g.reshape(-1) for g in gradients]).numpy()
+
+        theta, losses = minimize(self.case, function, vector, epochs)
+        torch.nn.utils.vector_to_parameters(torch.from_numpy(theta), parameters)
+        return losses[-1]
 
 
 class CompiledSession(TorchSession):
@@ -290,7 +333,8 @@ class PytorchEager(Contender):
 
     def prepare(self, case: Case, data: tuple[Array, Array], weights: Weights, threads: int) -> Session:
         """Build a module."""
-        return EagerSession(case, data, weights, threads)
+        session = LbfgsSession if case.optimizer == "lbfgs" else EagerSession
+        return session(case, data, weights, threads)
 
 
 class PytorchCompiled(Contender):
@@ -301,7 +345,7 @@ class PytorchCompiled(Contender):
 
     def supports(self, case: Case) -> bool:
         """Adam, and dense layers."""
-        return case.optimizer == "adam" and not case.block
+        return case.is_plain
 
     def environment(self, threads: int) -> dict[str, str]:
         """Compile in the worker itself instead of in processes that stay beside it."""
