@@ -10,7 +10,7 @@ import numpy as np
 
 import oracles
 from gradstep.backends.base import Backend, Engine, LayerPlan, Plan
-from gradstep.backends.numpy import LOSSES
+from gradstep.backends.numpy.losses import LOSSES
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -11,7 +11,10 @@ import pytest
 import oracles
 from conftest import BACKENDS
 from gradstep.backends.base import Engine, LayerTrace
-from gradstep.backends.numpy import ACTIVATIONS, LOSSES, OPTIMIZERS, trace
+from gradstep.backends.numpy.activations import ACTIVATIONS
+from gradstep.backends.numpy.losses import LOSSES
+from gradstep.backends.numpy.optimizers import OPTIMIZERS
+from gradstep.backends.numpy.propagation import trace
 from gradstep.random import permutation
 from networks import (
     OPTIMIZER_OPTIONS,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import oracles
-from gradstep.backends.numpy import ACTIVATIONS, normal_tail
+from gradstep.backends.numpy.activations import ACTIVATIONS, normal_tail
 from networks import make_plan
 
 LARGEST_ERROR = 8  # ULP

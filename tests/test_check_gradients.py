@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 import gradstep as gs
-from gradstep.backends.numpy import ACTIVATIONS, LOSSES
+from gradstep.backends.numpy.activations import ACTIVATIONS
+from gradstep.backends.numpy.losses import LOSSES
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(6, 4))

@@ -442,7 +442,7 @@ def test_training_that_diverges_later_saves_the_good_epochs_and_is_an_error():
 
 
 def test_without_any_validation_loss_no_epoch_is_said_to_be_kept(monkeypatch):
-    from gradstep.backends.numpy import NumpyEngine
+    from gradstep.backends.numpy.engine import NumpyEngine
 
     def undefined(*arguments, real=NumpyEngine.evaluate):
         real(*arguments)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import gradstep as gs
-from gradstep.backends.numpy import ACTIVATIONS, trace
-from gradstep.backends.numpy import dropout_masks as masks_of
+from gradstep.backends.numpy.activations import ACTIVATIONS
+from gradstep.backends.numpy.propagation import dropout_masks as masks_of
+from gradstep.backends.numpy.propagation import trace
 from gradstep.random import dropout_mask
 from networks import make_data, make_engine, make_parameters, make_plan, train
 from oracles import finite_differences

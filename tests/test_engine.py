@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from conftest import BACKENDS
-from gradstep.backends.numpy import LOSSES
+from gradstep.backends.numpy.losses import LOSSES
 from networks import make_data, make_engine, make_plan
 from networks import train as train_rows
 

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 import oracles
-from gradstep.backends.numpy import ACTIVATIONS, LOSSES
+from gradstep.backends.numpy.activations import ACTIVATIONS
+from gradstep.backends.numpy.losses import LOSSES
 from networks import make_data, make_engine, make_oracle, make_parameters, make_plan
 
 REGRESSION = ("mse", "mae", "huber", "quantile")

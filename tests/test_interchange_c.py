@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gradstep as gs
-from gradstep.backends.numpy import ACTIVATIONS
+from gradstep.backends.numpy.activations import ACTIVATIONS
 from gradstep.interchange import c, parity
 from gradstep.interchange.forward import forward_of
 

@@ -12,7 +12,7 @@ pytest.importorskip("onnxruntime")
 import onnxruntime  # noqa: E402
 
 import gradstep as gs  # noqa: E402
-from gradstep.backends.numpy import ACTIVATIONS  # noqa: E402
+from gradstep.backends.numpy.activations import ACTIVATIONS  # noqa: E402
 from gradstep.interchange import onnx as interchange  # noqa: E402
 
 LOSSES = ("mse", "cross_entropy", "binary_cross_entropy", "poisson")

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 import gradstep as gs  # noqa: E402
-from gradstep.backends.numpy import ACTIVATIONS  # noqa: E402
+from gradstep.backends.numpy.activations import ACTIVATIONS  # noqa: E402
 from gradstep.interchange import torch as interchange  # noqa: E402
 
 LOSSES = {"mse": 2, "cross_entropy": 3, "binary_cross_entropy": 2, "poisson": 1}

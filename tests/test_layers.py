@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import gradstep as gs
-from gradstep.backends.numpy import ACTIVATIONS
+from gradstep.backends.numpy.activations import ACTIVATIONS
 from gradstep.initializers import INITIALIZERS, default_initializer, initial_weights
 from gradstep.layers import check_layers, layer_from_config, layer_plans
 

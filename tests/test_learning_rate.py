@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import gradstep as gs
-from gradstep.backends.numpy import LOSSES, OPTIMIZERS
+from gradstep.backends.numpy.losses import LOSSES
+from gradstep.backends.numpy.optimizers import OPTIMIZERS
 from gradstep.losses import loss_from_config
 from gradstep.optimizers import optimizer_from_config
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import gradstep as gs
-from gradstep.backends.numpy import LOSSES
+from gradstep.backends.numpy.losses import LOSSES
 from gradstep.losses import as_loss
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 
 import gradstep as gs
-from gradstep.backends.numpy import OPTIMIZERS
+from gradstep.backends.numpy.optimizers import OPTIMIZERS
 from gradstep.optimizers import OPTIMIZER_CLASSES, as_optimizer, optimizer_from_config
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 import gradstep as gs
 from conftest import BACKENDS
 from gradstep import validation
-from gradstep.backends.numpy import ACTIVATIONS, LOSSES
+from gradstep.backends.numpy.activations import ACTIVATIONS
+from gradstep.backends.numpy.losses import LOSSES
 from gradstep.validation import (
     all_finite,
     check_inputs,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from numpy.typing import ArrayLike
 
 from gradstep.backends.base import LayerPlan
-from gradstep.backends.numpy import ACTIVATIONS
+from gradstep.backends.numpy.activations import ACTIVATIONS
 from gradstep.initializers import INITIALIZERS, Given
 from gradstep.names import check_name
 from gradstep.validation import check_flag, check_integer, check_real, numeric_array

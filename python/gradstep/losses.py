@@ -10,7 +10,7 @@ import numpy as np
 
 from gradstep.backends import custom_loss
 from gradstep.backends.base import LossOptions
-from gradstep.backends.numpy import LOSSES
+from gradstep.backends.numpy.losses import LOSSES
 from gradstep.names import check_name
 from gradstep.validation import check_real
 

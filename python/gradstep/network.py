@@ -14,7 +14,7 @@ import numpy as np
 from gradstep import backends
 from gradstep.averaging import SWA, Averaging
 from gradstep.backends.base import Array, Engine, Parameters, Plan
-from gradstep.backends.numpy import trace as reference_trace
+from gradstep.backends.numpy.propagation import trace as reference_trace
 from gradstep.callbacks import Callback
 from gradstep.class_weights import class_factors, weight_of_classes
 from gradstep.history import History

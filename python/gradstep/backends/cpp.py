@@ -9,7 +9,7 @@ import numpy as np
 
 from gradstep.backends import threadpool_control
 from gradstep.backends.base import Array, Backend, Engine, Parameters, Plan, TrainResult
-from gradstep.backends.numpy import LOSSES
+from gradstep.backends.numpy.losses import LOSSES
 
 try:
     from gradstep import _core

@@ -45,7 +45,9 @@ from gradstep.backends.numba_kernels import (
     Snapshot,
     Workspace,
 )
-from gradstep.backends.numpy import LOSSES, OPTIMIZERS, NumpyEngine
+from gradstep.backends.numpy.engine import NumpyEngine
+from gradstep.backends.numpy.losses import LOSSES
+from gradstep.backends.numpy.optimizers import OPTIMIZERS
 
 SLICE_SECONDS = 0.05
 """Time between two looks at Ctrl-C."""

@@ -25,14 +25,14 @@ import numpy as np
 from numba.extending import overload
 
 from gradstep.backends.base import Array
-from gradstep.backends.numpy import (
+from gradstep.backends.numpy.activations import (
     LEAKY_RELU_SLOPE,
     NORMAL_TAIL,
     SELU_ALPHA,
     SELU_SCALE,
     SMOOTH_TAIL,
-    nadam_momenta,
 )
+from gradstep.backends.numpy.optimizers import nadam_momenta
 
 IDENTITY, RELU, LEAKY_RELU, TANH, SIGMOID, SOFTPLUS, ELU, SELU, GELU, SILU, MISH = range(11)
 ACTIVATION_IDS = {
@@ -400,7 +400,7 @@ _C = NORMAL_TAIL
 
 @elementary
 def normal_distribution(x: float) -> tuple[float, float]:
-    """Phi(x) and its density; the tail is that of `gradstep.backends.numpy.normal_tail`."""
+    """Phi(x) and its density; the tail is that of `gradstep.backends.numpy.activations.normal_tail`."""
     t = SMOOTH_TAIL if abs(x) > SMOOTH_TAIL else abs(x)
     high = (t * 256.0 + _ROUND - _ROUND) / 256.0
     e = exp_negative(-0.5 * high * high) * exp_negative(-0.5 * (t - high) * (t + high))

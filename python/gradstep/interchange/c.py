@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from gradstep.backends.base import Array
-from gradstep.backends.numpy import ACTIVATIONS, LEAKY_RELU_SLOPE, LINKS, SELU_ALPHA, SELU_SCALE
+from gradstep.backends.numpy.activations import ACTIVATIONS, LEAKY_RELU_SLOPE, SELU_ALPHA, SELU_SCALE
+from gradstep.backends.numpy.losses import LINKS
 from gradstep.interchange import parity
 from gradstep.interchange.forward import Forward, ForwardLayer, check_float32, forward_of
 from gradstep.io import replace_atomically

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradstep.backends.base import Array, LayerPlan, Parameters
-from gradstep.backends.numpy import LOSSES
+from gradstep.backends.numpy.losses import LOSSES
 from gradstep.layers import Embedding, layer_plans
 from gradstep.network import Network
 from gradstep.specification import EXACT_FLOAT32

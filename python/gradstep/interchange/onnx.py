@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradstep.backends.base import Array
-from gradstep.backends.numpy import LEAKY_RELU_SLOPE, SELU_ALPHA, SELU_SCALE
+from gradstep.backends.numpy.activations import LEAKY_RELU_SLOPE, SELU_ALPHA, SELU_SCALE
 from gradstep.interchange import parity
 from gradstep.interchange.forward import (
     Forward,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradstep.backends.base import Array
-from gradstep.backends.numpy import LEAKY_RELU_SLOPE, LINKS, LOSSES
+from gradstep.backends.numpy.activations import LEAKY_RELU_SLOPE
+from gradstep.backends.numpy.losses import LINKS, LOSSES
 from gradstep.interchange import parity
 from gradstep.interchange.forward import Forward, ForwardLayer, forward_of
 from gradstep.layers import (

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gradstep.backends.numpy import ACTIVATIONS
+from gradstep.backends.numpy.activations import ACTIVATIONS
 from gradstep.names import check_name
 from gradstep.schedules import Schedule, ScheduleLike, check_schedule
 from gradstep.validation import check_flag, check_integer, check_real
