@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "engine/dispatch.h"
 
@@ -22,6 +23,16 @@ constexpr int64_t kPredictedRows = 8192;  // between two looks at should_stop
 constexpr ptrdiff_t kUpdateSlice = 16 * 1024;  // elements that one task updates, at most
 constexpr ptrdiff_t kLeastUpdateSlice = 2 * 1024;
 constexpr int kSharedSlices = 4;  // more of them are worth a second thread
+
+// n elements in slices, on several threads where there are enough of them.
+template <class F>
+void for_slices(ptrdiff_t n, int threads, F&& f) {
+    const auto slices = static_cast<int>((n + kUpdateSlice - 1) / kUpdateSlice);
+    parallel_for(slices, slices > kSharedSlices ? threads : 1, [&](int slice, int worker) {
+        const ptrdiff_t from = slice * kUpdateSlice;
+        f(slice, from, std::min(kUpdateSlice, n - from), worker);
+    });
+}
 
 constexpr int kStatistics = -2;
 
@@ -183,66 +194,84 @@ void Engine<T>::prepare(int64_t rows, int threads, bool sparse) {
 template <class T>
 double Engine<T>::penalty(double l2, int threads) {
     if (!penalised_) return 0;
-    const auto n = static_cast<ptrdiff_t>(net_->parameters().weights);
-    const int tasks = static_cast<int>((n + kUpdateSlice - 1) / kUpdateSlice);
-    squares_.resize(static_cast<std::size_t>(tasks));
-    parallel_for(tasks, tasks > kSharedSlices ? threads : 1, [&](int t, int) {
-        const ptrdiff_t from = t * kUpdateSlice;
-        squares_[static_cast<std::size_t>(t)] = k_.sum_squares(update_.theta + from, std::min(kUpdateSlice, n - from));
+    return sum_of_slices(static_cast<ptrdiff_t>(net_->parameters().weights), threads, [&](ptrdiff_t from, ptrdiff_t n) {
+        const T* W = update_.theta + from;
+        const double absolute = plan_.l1 == 0 ? 0 : plan_.l1 * sum_absolute(W, n);
+        return absolute + (l2 == 0 ? 0 : l2 / 2 * k_.sum_squares(W, n));
     });
-    double sum = 0;
-    for (const double square : squares_) sum += square;
-    return l2 / 2 * sum + (plan_.l1 == 0 ? 0 : absolute_penalty());
 }
 
+// Slices have sums of their own, which are added in turn: the same, whatever the number of threads.
 template <class T>
-double Engine<T>::absolute_penalty() const {
-    return plan_.l1 * sum_absolute(update_.theta, static_cast<ptrdiff_t>(net_->parameters().weights));
+template <class F>
+double Engine<T>::sum_of_slices(ptrdiff_t n, int threads, F&& sum_of) {
+    sums_.resize(static_cast<std::size_t>((n + kUpdateSlice - 1) / kUpdateSlice));
+    for_slices(n, threads, [&](int slice, ptrdiff_t from, ptrdiff_t size, int) {
+        sums_[static_cast<std::size_t>(slice)] = sum_of(from, size);
+    });
+    return std::accumulate(sums_.begin(), sums_.end(), 0.0);
+}
+
+// The gradient of the penalty.
+template <class T>
+void Engine<T>::add_penalties(T* gradient, T l2, int threads) {
+    if (l2 == 0 && plan_.l1 == 0) return;
+    const auto n_weights = static_cast<ptrdiff_t>(net_->parameters().weights);
+    for_slices(n_weights, threads, [&](int, ptrdiff_t from, ptrdiff_t n, int) {
+        T* g = gradient + from;
+        const T* W = update_.theta + from;
+        for (ptrdiff_t i = 0; l2 != 0 && i < n; ++i) g[i] += l2 * W[i];
+        if (plan_.l1 > 0) add_signs(W, static_cast<T>(plan_.l1), g, n);
+    });
 }
 
 // The mean gradient with its penalties, without what is frozen: cut to clip_value, then to clip_norm as PyTorch's
-// clip_grad_norm_ does. The squares are summed slice by slice, whatever the number of threads.
+// clip_grad_norm_ does.
 template <class T>
-void Engine<T>::clip(T* gradient, ptrdiff_t part_stride, int parts) {
+void Engine<T>::clip(T* gradient, ptrdiff_t part_stride, int parts, int threads) {
     const auto n = static_cast<ptrdiff_t>(net_->parameters().total);
-    const auto n_weights = static_cast<ptrdiff_t>(net_->parameters().weights);
     for (int part = 1; part < parts; ++part)
         for (ptrdiff_t i = 0; i < n; ++i) gradient[i] += gradient[part * part_stride + i];
-    const T l2 = update_.hypers.weights.l2;
-    for (ptrdiff_t i = 0; l2 != 0 && i < n_weights; ++i) gradient[i] += l2 * update_.theta[i];
+    add_penalties(gradient, update_.hypers.weights.l2, threads);
     update_.forget_l2();
-    if (plan_.l1 > 0) add_signs(update_.theta, static_cast<T>(plan_.l1), gradient, n_weights);
     for (std::size_t l = 0; l < plan_.layers.size(); ++l) {
         if (!update_.frozen(l)) continue;
         const LayerParameters& at = net_->parameters().layers[l];
         std::fill_n(gradient + at.weights, at.n_weights, T(0));
         std::fill_n(gradient + at.biases, at.n_biases, T(0));
     }
-    if (const auto most = static_cast<T>(plan_.clip_value); most > 0)
-        for (ptrdiff_t i = 0; i < n; ++i)
-            gradient[i] = gradient[i] > most ? most : gradient[i] < -most ? -most : gradient[i];
-    if (plan_.clip_norm == 0) return;
-    double squares = 0;
-    for (ptrdiff_t i = 0; i < n; i += kUpdateSlice)
-        squares += k_.sum_squares(gradient + i, std::min(kUpdateSlice, n - i));
+    const auto most = static_cast<T>(plan_.clip_value);
+    const double squares = sum_of_slices(n, threads, [&](ptrdiff_t from, ptrdiff_t size) {
+        T* g = gradient + from;
+        for (ptrdiff_t i = 0; most > 0 && i < size; ++i) g[i] = std::clamp(g[i], -most, most);
+        return plan_.clip_norm == 0 ? 0 : k_.sum_squares(g, size);
+    });
     const double factor = plan_.clip_norm / (std::sqrt(squares) + 1e-6);
-    for (ptrdiff_t i = 0; factor < 1 && i < n; ++i) gradient[i] *= static_cast<T>(factor);
+    if (plan_.clip_norm == 0 || !(factor < 1)) return;
+    for_slices(n, threads, [&](int, ptrdiff_t from, ptrdiff_t size, int) {
+        for (ptrdiff_t i = from; i < from + size; ++i) gradient[i] *= static_cast<T>(factor);
+    });
 }
 
 // The update of layers that learn at different rates, or not at all.
 template <class T>
-void Engine<T>::apply_by_layer(T* gradient, ptrdiff_t part_stride, int parts) {
-    Laps* laps = profile_.begin(0);
+void Engine<T>::apply_by_layer(T* gradient, ptrdiff_t part_stride, int parts, int threads) {
     for (std::size_t l = 0; l < plan_.layers.size(); ++l) {
         if (update_.frozen(l)) continue;
         const LayerParameters& at = net_->parameters().layers[l];
         const Hypers<T>& hypers = update_.by_layer[l];
-        update_(at.weights, static_cast<ptrdiff_t>(at.n_weights), gradient + at.weights, part_stride, parts,
-                plan_.layers[l].has_gain() ? hypers.biases : hypers.weights);
-        update_(at.biases, static_cast<ptrdiff_t>(at.n_biases), gradient + at.biases, part_stride, parts,
-                hypers.biases);
+        const Hyper<T>& hyper = plan_.layers[l].has_gain() ? hypers.biases : hypers.weights;
+        for_slices(static_cast<ptrdiff_t>(at.n_weights), threads,
+                   [&](int slice, ptrdiff_t from, ptrdiff_t n, int worker) {
+                       Laps* laps = profile_.begin(worker);
+                       const std::size_t first = at.weights + static_cast<std::size_t>(from);
+                       update_(first, n, gradient + first, part_stride, parts, hyper);
+                       if (slice == 0)
+                           update_(at.biases, static_cast<ptrdiff_t>(at.n_biases), gradient + at.biases, part_stride,
+                                   parts, hypers.biases);
+                       end_phase(laps, Phase::update);
+                   });
     }
-    end_phase(laps, Phase::update);
 }
 
 // Training moves other parameters than those that the user sees, which are their average.
@@ -281,10 +310,10 @@ void Engine<T>::apply_in_slices(T* gradient, ptrdiff_t part_stride, int parts, i
     const auto n_weights = static_cast<ptrdiff_t>(net_->parameters().weights);
     const auto n = static_cast<ptrdiff_t>(net_->parameters().total);
     if (clips_) {
-        clip(gradient, part_stride, parts);
+        clip(gradient, part_stride, parts, threads);
         parts = 1;
     }
-    if (!update_.by_layer.empty()) return apply_by_layer(gradient, part_stride, parts);
+    if (!update_.by_layer.empty()) return apply_by_layer(gradient, part_stride, parts, threads);
     // Parts come from several threads, which are awake: even small slices are worth sharing.
     const ptrdiff_t share = net_->whole_lanes((n_weights + threads - 1) / threads);
     const ptrdiff_t slice = std::clamp(share, kLeastUpdateSlice, kUpdateSlice);
@@ -342,13 +371,11 @@ void Engine<T>::update_others(const FusedUpdate<T>& update, T* gradient, int thr
         const LayerPlan& d = plan_.layers[l];
         if (d.is_dense() || update_.frozen(l)) continue;
         const LayerParameters& at = net_->parameters().layers[l];
-        const auto n = static_cast<ptrdiff_t>(at.n_weights);
-        const auto tasks = static_cast<int>((n + kUpdateSlice - 1) / kUpdateSlice);
         const Hyper<T>& hyper = update_.hyper(l, d.has_gain() ? &Hypers<T>::biases : &Hypers<T>::weights);
-        parallel_for(tasks, tasks > kSharedSlices ? threads : 1, [&](int t, int worker) {
+        for_slices(static_cast<ptrdiff_t>(at.n_weights), threads, [&](int, ptrdiff_t from, ptrdiff_t n, int worker) {
             Laps* laps = profile_.begin(worker);
-            const std::size_t from = at.weights + static_cast<std::size_t>(t * kUpdateSlice);
-            update(from, gradient + from, std::min(kUpdateSlice, n - t * kUpdateSlice), hyper);
+            const std::size_t first = at.weights + static_cast<std::size_t>(from);
+            update(first, gradient + first, n, hyper);
             end_phase(laps, Phase::update);
         });
         Laps* laps = profile_.begin(0);
@@ -466,11 +493,7 @@ double Engine<T>::loss_and_gradients(Data<T> data, const std::vector<T*>& W, con
         loss = accumulate_passes(batch, static_cast<T>(s.loss), threads, DropStep{}, dx);
         gradient = gradient_in_memory();
     }
-    for (std::size_t i = 0; s.l2 != 0 && i < net_->parameters().weights; ++i)
-        gradient[i] += static_cast<T>(s.l2) * update_.theta[i];
-    if (plan_.l1 > 0)
-        add_signs(update_.theta, static_cast<T>(plan_.l1), gradient,
-                  static_cast<ptrdiff_t>(net_->parameters().weights));
+    add_penalties(gradient, static_cast<T>(s.l2), threads);
     for (std::size_t l = 0; l < plan_.layers.size(); ++l) net_->unpack(l, gradient, W[l], b[l]);
     for (int64_t i = 0; dx && data.scale && i < data.n * plan_.n_in(); ++i) dx[i] *= data.scale[i % plan_.n_in()];
     return loss * s.loss + penalty(s.l2, threads);

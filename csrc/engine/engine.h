@@ -90,6 +90,8 @@ private:
     Scales scales(const Batch<T>& b) const;
     void prepare(int64_t rows, int threads, bool sparse);
     double penalty(double l2, int threads);
+    template <class F>
+    double sum_of_slices(ptrdiff_t n, int threads, F&& sum_of);
     double step_batch(const Batch<T>& b, const Scales& s, double learning_rate, int threads);
     void begin_update(const Scales& s, double learning_rate);
     double undo_update();
@@ -107,11 +109,11 @@ private:
     }
     bool apply(T* gradient, ptrdiff_t part_stride, int parts, int threads);
     void apply_in_slices(T* gradient, ptrdiff_t part_stride, int parts, int threads);
-    void apply_by_layer(T* gradient, ptrdiff_t part_stride, int parts);
-    void clip(T* gradient, ptrdiff_t part_stride, int parts);
+    void apply_by_layer(T* gradient, ptrdiff_t part_stride, int parts, int threads);
+    void add_penalties(T* gradient, T l2, int threads);
+    void clip(T* gradient, ptrdiff_t part_stride, int parts, int threads);
     void exchange_average();
     void average_epoch(int64_t epoch);
-    double absolute_penalty() const;
     // Whether a gradient can enter the optimizer, squared where that is what the states hold.
     bool (*guard() const)(const T*, ptrdiff_t) noexcept {
         return optimizer().squares ? k_.squares_finite : k_.all_finite;
@@ -145,9 +147,9 @@ private:
     std::unique_ptr<ChunkedGradient<T>> chunked_;
     std::unique_ptr<PanelStep<T>> panel_step_;
     Inference<T> inference_;
-    bool checked_ = false;         // parameters and states are finite, and in the checkpoint if there is one
-    bool guarded_ = false;         // no checkpoint to go back to: updates that would overflow are left out
-    std::vector<double> squares_;  // of slices of the weights
+    bool checked_ = false;      // parameters and states are finite, and in the checkpoint if there is one
+    bool guarded_ = false;      // no checkpoint to go back to: updates that would overflow are left out
+    std::vector<double> sums_;  // of slices
     Permutation permutation_;
     std::vector<int64_t> order_;
 };
