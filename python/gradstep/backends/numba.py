@@ -119,6 +119,7 @@ class NumbaEngine(Engine):
             loss_option=_loss_option(plan),
             optimizer=OPTIMIZER_IDS[plan.optimizer],
             options=_option_table(plan),
+            origin=0,
             theta=theta,
             gradient=np.zeros_like(theta),
             first_moment=moments[0],

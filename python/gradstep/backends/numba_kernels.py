@@ -115,6 +115,8 @@ class Model(NamedTuple):
     optimizer: int
     options: Array
     """float64: entries L2 ... SWA_START below."""
+    origin: int
+    """Where theta begins, in the numbers of `layers`: not at 0 for a model of one layer of several."""
     theta: Array
     """All parameters: W then b of every layer, real."""
     gradient: Array
@@ -270,11 +272,18 @@ EPOCH, BATCH, STEP, EPOCH_STEP, DIVERGED = range(5)
 """Entries of the progress of a run: epoch and batch to do next, updates so far, the same at the start of the
 epoch, and whether a loss or parameter became non-finite."""
 
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
+"""Without Numba's reference counts, which took half of a tiny network's step: nothing is allocated in here,
+the caller holds all arrays, and no function returns one."""
 jit: Callable[..., Any] = numba.njit(**_OPTIONS)
-_INLINE: Any = {"forceinline": True, **_OPTIONS}
+inlined: Callable[..., Any] = numba.njit(forceinline=True, **_OPTIONS)
+"""For what a step calls with whole models: to pass their arrays takes longer than a tiny layer."""
+view: Callable[..., Any] = numba.njit(inline="always", **_OPTIONS)
+"""For what returns views, which must not be calls."""
+_INLINE: Any = {"forceinline": True, "fastmath": {"contract"}, **_OPTIONS}
 elementary: Callable[..., Any] = numba.njit(**_INLINE)
-"""For functions of one number: a loop becomes vector code only if nothing in it is called."""
+"""For functions of one number: a loop becomes vector code only if nothing in it is called. Products and sums
+may be fused."""
 
 summing: Callable[..., Any] = numba.njit(fastmath={"reassoc"}, **_OPTIONS)
 """For sums over rows: vector code adds in an order of its own, always the same one."""
@@ -526,7 +535,7 @@ def _activate_mish(z: Array, slope: Array) -> None:
         slope[i] = t + (SMOOTH_TAIL if v > SMOOTH_TAIL else v) * s * (1.0 - t * t)
 
 
-@jit
+@inlined
 def activate(kind: int, z: Array, slope: Array) -> None:
     """Replace z by act(z) and write act'(z) to slope; the identity leaves both alone."""
     if kind == RELU:
@@ -748,7 +757,7 @@ def _hinge(z: Array, labels: Array, share: Array, work: Workspace, g: Array) -> 
             g[j, r] = sign * share[r] if lack > 0.0 else 0.0
 
 
-@jit
+@inlined
 def loss_and_delta(model: Model, work: Workspace, p: Array, y: Array, labels: Array, g: Array) -> float:
     """Part of the mean loss that the chunk's rows contribute; its gradient goes to g."""
     B = p.shape[1]
@@ -793,6 +802,12 @@ _SHORT = 8
 """Summed dimension below which the same holds."""
 
 
+@numba.njit(**{**_OPTIONS, "_nrt": True})
+def _dot(a: Array, b: Array, out: Array) -> None:
+    """The BLAS library; `np.dot` returns an array."""
+    np.dot(a, b, out)
+
+
 @jit
 def _accumulate(A: Array, x: Array, z: Array) -> None:
     """Add A^T x to z (J, B), with A (K, J) and x (K, B), four terms at a time."""
@@ -812,7 +827,7 @@ def _accumulate(A: Array, x: Array, z: Array) -> None:
             k += 1
 
 
-@jit
+@inlined
 def affine(W: Array, b: Array, x: Array, z: Array) -> None:
     """Write W^T x + b to z, with W (n_in, n_out), b (n_out,), x (n_in, B), z (n_out, B)."""
     n_in, n_out = W.shape
@@ -823,7 +838,7 @@ def affine(W: Array, b: Array, x: Array, z: Array) -> None:
                 z[j, r] = b[j]
         _accumulate(W, x, z)
     else:
-        np.dot(W.T, x, z)
+        _dot(W.T, x, z)
         for j in range(n_out):
             for r in range(B):
                 z[j, r] += b[j]
@@ -839,11 +854,11 @@ def delta_through(W: Array, delta: Array, below: Array) -> None:
                 below[i, r] = 0.0
         _accumulate(W.T, delta, below)
     else:
-        np.dot(W, delta, below)
+        _dot(W, delta, below)
 
 
-_FEW_WEIGHTS = 64
-"""Weights below which calling the BLAS library takes longer than their gradient."""
+_FEW = 32
+"""Inputs or outputs below which plain loops beat the BLAS library at weight gradients."""
 
 
 @summing
@@ -857,22 +872,29 @@ def _sum(values: Array) -> float:
 
 @summing
 def _few_weight_gradients(x: Array, delta: Array, dW: Array) -> None:
-    """Write x delta^T to dW."""
-    for i in range(x.shape[0]):
-        for j in range(delta.shape[0]):
-            total = x.dtype.type(0)
+    """Write x delta^T to dW, two inputs and two outputs at a time: a vector is loaded for two products."""
+    n_in, n_out = dW.shape
+    zero = x.dtype.type(0)
+    for i in range(0, n_in, 2):
+        for j in range(0, n_out, 2):
+            next_i, next_j = min(i + 1, n_in - 1), min(j + 1, n_out - 1)
+            s00 = s01 = s10 = s11 = zero
             for r in range(x.shape[1]):
-                total += x[i, r] * delta[j, r]
-            dW[i, j] = total
+                s00 += x[i, r] * delta[j, r]
+                s01 += x[i, r] * delta[next_j, r]
+                s10 += x[next_i, r] * delta[j, r]
+                s11 += x[next_i, r] * delta[next_j, r]
+            dW[i, j], dW[i, next_j], dW[next_i, j], dW[next_i, next_j] = s00, s01, s10, s11
 
 
-@jit
+@inlined
 def add_weight_gradient(x: Array, delta: Array, first: bool, partial: Array, dW: Array, db: Array) -> None:
     """Write or add x delta^T to dW and the row sums of delta to db, with x (n_in, B), delta (n_out, B)."""
-    if dW.size < _FEW_WEIGHTS:
-        _few_weight_gradients(x, delta, dW if first else partial)
+    target = dW if first else partial
+    if min(dW.shape) < _FEW:
+        _few_weight_gradients(x, delta, target)
     else:
-        np.dot(x, delta.T, dW if first else partial)
+        _dot(x, delta.T, target)
     if not first:
         for i in range(dW.shape[0]):
             for j in range(dW.shape[1]):
@@ -885,7 +907,7 @@ def add_weight_gradient(x: Array, delta: Array, first: bool, partial: Array, dW:
 # A chunk of rows forward and backward.
 
 
-@jit
+@view
 def weights_of(model: Model, flat: Array, layer: int) -> tuple[Array, Array]:
     """Views of W (n_in, n_out) and b (n_out,) of a layer in a flat array laid out like theta."""
     n_in, n_out = model.layers[layer, N_IN], model.layers[layer, N_OUT]
@@ -893,14 +915,14 @@ def weights_of(model: Model, flat: Array, layer: int) -> tuple[Array, Array]:
     return flat[w : w + n_in * n_out].reshape((n_in, n_out)), flat[b : b + n_out]
 
 
-@jit
+@view
 def rows_of(buffer: Array, work: Workspace, first_feature: int, features: int, B: int) -> Array:
     """View of a chunk's features (features, B) in a buffer."""
     start = first_feature * work.rows
     return buffer[start : start + features * B].reshape((features, B))
 
 
-@jit
+@inlined
 def gather(model: Model, data: Data, order: Order, start: int, B: int, x: Array) -> None:
     """Transpose B rows of the epoch's order into x (n_in, B), shifted and scaled."""
     for block in range(0, B, 16):
@@ -915,19 +937,23 @@ def gather(model: Model, data: Data, order: Order, start: int, B: int, x: Array)
                     x[f, r] = (data.X[start + r, f] - shift) * scale
 
 
-@jit
+@inlined
 def gather_targets(data: Data, order: Order, start: int, B: int, y: Array, labels: Array) -> None:
     """Copy the chunk's targets to y (targets, B), or its labels."""
-    for r in range(B):
-        row = order.rows[start + r] if order.listed else start + r
-        if data.labels.size > 0:
-            labels[r] = data.labels[row]
+    if data.labels.size > 0:
+        for r in range(B):
+            labels[r] = data.labels[order.rows[start + r] if order.listed else start + r]
+        return
+    for j in range(y.shape[0]):
+        if order.listed:
+            for r in range(B):
+                y[j, r] = data.targets[order.rows[start + r], j]
         else:
-            for j in range(y.shape[0]):
-                y[j, r] = data.targets[row, j]
+            for r in range(B):
+                y[j, r] = data.targets[start + r, j]
 
 
-@jit
+@inlined
 def batch_weight(data: Data, order: Order, start: int, stop: int) -> float:
     """Sum of the sample weights of a range of the epoch's order."""
     if data.weight.size == 0:
@@ -938,7 +964,7 @@ def batch_weight(data: Data, order: Order, start: int, stop: int) -> float:
     return total
 
 
-@jit
+@inlined
 def gather_shares(data: Data, order: Order, start: int, B: int, total_weight: float, share: Array) -> None:
     """Write what each of the chunk's rows contributes to the batch's mean; 0 if all weights are 0."""
     for r in range(B):
@@ -1066,14 +1092,13 @@ def forward_other(model: Model, work: Workspace, layer: int, batch: bool, x: Arr
     _scale_and_shift(model, layer, x, z)
 
 
-@jit
-def forward(model: Model, work: Workspace, B: int, step: int, first: int, batch: bool) -> Array:
-    """Outputs (n_out, B) of the gathered chunk, with all layers' outputs and slopes left behind.
+@inlined
+def forward(model: Model, work: Workspace, B: int, step: int, first: int, batch: bool) -> None:
+    """All layers' outputs and slopes of the gathered chunk.
 
     Units are dropped for the update after ``step`` others, if that is not negative; the chunk begins at row
     ``first`` of the batch. Batch normalisation takes the chunk for the batch, or else the running statistics.
     """
-    x = rows_of(work.inputs, work, 0, model.layers[0, N_IN], B)
     for layer in range(model.layers.shape[0]):
         n_out, row = model.layers[layer, N_OUT], model.layers[layer, ROW]
         x = rows_of(work.inputs, work, model.layers[layer, INPUT_ROW], model.layers[layer, N_IN], B)
@@ -1089,8 +1114,6 @@ def forward(model: Model, work: Workspace, B: int, step: int, first: int, batch:
             if model.layers[layer, ACTIVATION] == IDENTITY:
                 slope[:] = slope.dtype.type(1)
             drop(model, layer, step, first, z, slope)
-        x = z
-    return x
 
 
 @jit
@@ -1195,7 +1218,7 @@ def backward_other(
             _back_through_columns(gain, work.share, hat, inverse, delta, below)
 
 
-@jit
+@inlined
 def backward(model: Model, work: Workspace, B: int, first: bool, dropped: bool, input_gradient: bool) -> None:
     """Error signals and gradients of a chunk, from dJ/dp in the last layer's place in ``work.errors``.
 
@@ -1230,7 +1253,7 @@ def backward(model: Model, work: Workspace, B: int, first: bool, dropped: bool, 
             _pass_on(below, True, target)
 
 
-@jit
+@inlined
 def move_statistics(model: Model, data: Data, order: Order, start: int, stop: int) -> None:
     """Move the running statistics towards those of the batch; one row says nothing of the variance."""
     total = batch_weight(data, order, start, stop)
@@ -1266,7 +1289,7 @@ def _add_l1(model: Model) -> float:
     return model.options[L1] * total
 
 
-@jit
+@inlined
 def add_penalty(model: Model, total_weight: float) -> float:
     """Add l2 W + l1 sign(W) to dJ/dW of every layer; returns l2 / 2 sum(W^2) + l1 sum(|W|)."""
     l2 = model.options[L2]
@@ -1292,7 +1315,7 @@ def add_penalty(model: Model, total_weight: float) -> float:
     return 0.5 * l2 * total + penalty
 
 
-@jit
+@inlined
 def gradient_of_batch(
     model: Model, data: Data, work: Workspace, order: Order, start: int, stop: int, step: int, dX: Array
 ) -> float:
@@ -1312,7 +1335,8 @@ def gradient_of_batch(
         gather(model, data, order, chunk, B, x)
         gather_targets(data, order, chunk, B, y, work.labels)
         gather_shares(data, order, chunk, B, total_weight, work.share)
-        p = forward(model, work, B, step, chunk - start, True)
+        forward(model, work, B, step, chunk - start, True)
+        p = rows_of(work.inputs, work, model.layers[last, ROW], n_out, B)
         loss += loss_and_delta(model, work, p, y, work.labels, g)
         backward(model, work, B, chunk == start, step >= 0, dX.size > 0)
         if dX.size > 0:
@@ -1361,7 +1385,7 @@ def _decay_weights(model: Model, learning_rate: float) -> None:
     keep = model.theta.dtype.type(1.0 - learning_rate * model.options[WEIGHT_DECAY])
     for layer in range(model.layers.shape[0]):
         for i in range(model.layers[layer, WEIGHTS], model.layers[layer, BIASES]):
-            model.theta[i] *= keep
+            model.theta[i - model.origin] *= keep
 
 
 @jit
@@ -1435,7 +1459,7 @@ def _update_lion(model: Model, learning_rate: float) -> None:
         theta[i] -= rate if c > zero else (-rate if c < zero else zero)
 
 
-@jit
+@inlined
 def _clip(model: Model) -> None:
     real, g = model.theta.dtype.type, model.gradient
     most = real(model.options[CLIP_VALUE])
@@ -1461,11 +1485,8 @@ def _end_of_layer(model: Model, layer: int) -> int:
 def _layer_of(model: Model, layer: int) -> Model:
     """One layer as a model of its own, for its update."""
     start, stop = model.layers[layer, WEIGHTS], _end_of_layer(model, layer)
-    layers = model.layers[layer : layer + 1].copy()
-    layers[0, WEIGHTS] -= start
-    layers[0, BIASES] -= start
     return Model(
-        layers,
+        model.layers[layer : layer + 1],
         model.dropout,
         model.rates,
         model.epsilon,
@@ -1475,6 +1496,7 @@ def _layer_of(model: Model, layer: int) -> Model:
         model.loss_option,
         model.optimizer,
         model.options,
+        start,
         model.theta[start:stop],
         model.gradient[start:stop],
         model.first_moment[start:stop],
@@ -1496,7 +1518,7 @@ def follow(model: Model, gain: float) -> None:
         average[i] = theta[i] if gain == 1.0 else average[i] + real(gain) * (theta[i] - average[i])
 
 
-@jit
+@inlined
 def update(model: Model, learning_rate: float, step: int) -> None:
     """Clip the gradient, move all parameters but frozen ones, average them; step counts from 1."""
     for layer in range(model.rates.size):
@@ -1515,7 +1537,7 @@ def update(model: Model, learning_rate: float, step: int) -> None:
         follow(model, 1.0 if step <= 1 else 1.0 - decay)
 
 
-@jit
+@inlined
 def _update_all(model: Model, learning_rate: float, step: int) -> None:
     real = model.theta.dtype.type
     size = model.theta.size
@@ -1656,7 +1678,7 @@ def train(
     n = order.rows.size if order.listed else data.X.shape[0]
     moments = model.first_moment, model.second_moment, model.third_moment
     state = Snapshot(model.theta, *moments, model.average, model.statistics)
-    nothing = np.empty((0, 0), model.theta.dtype)
+    nothing = work.inputs[:0].reshape((0, 0))
     while budget > 0 and progress[EPOCH] < losses.size and progress[DIVERGED] == 0:
         epoch, start = progress[EPOCH], progress[BATCH] * batch_size
         if start == 0:
@@ -1700,9 +1722,8 @@ def gradient(model: Model, data: Data, work: Workspace, order: Order, dX: Array)
 @entry
 def step(model: Model, data: Data, work: Workspace, order: Order, learning_rate: float, number: int) -> float:
     """One update on all rows, the number-th of the run, if the loss before it is finite; returns the loss."""
-    loss = gradient_of_batch(
-        model, data, work, order, 0, data.X.shape[0], number - 1, np.empty((0, 0), model.theta.dtype)
-    )
+    nothing = work.inputs[:0].reshape((0, 0))
+    loss = gradient_of_batch(model, data, work, order, 0, data.X.shape[0], number - 1, nothing)
     if math.isfinite(loss):
         update(model, learning_rate, number)
         move_statistics(model, data, order, 0, data.X.shape[0])
@@ -1721,7 +1742,8 @@ def evaluate(model: Model, data: Data, work: Workspace, order: Order, out: Array
     for chunk in range(0, n, work.rows):
         B = min(work.rows, n - chunk)
         gather(model, data, order, chunk, B, rows_of(work.inputs, work, 0, n_in, B))
-        p = forward(model, work, B, -1, 0, False)
+        forward(model, work, B, -1, 0, False)
+        p = rows_of(work.inputs, work, model.layers[last, ROW], n_out, B)
         g = rows_of(work.errors, work, model.layers[last, ERROR], n_out, B)
         if compared:
             y = rows_of(work.targets, work, 0, data.targets.shape[1], B)
