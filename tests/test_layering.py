@@ -33,7 +33,7 @@ LAYERS = (
     },
     {"diagram"},
     {"history", "progress", "metrics", "class_weights", "tracing", "callbacks", "plot"},
-    {"specification", "streaming", "training"},
+    {"specification", "streaming", "training", "fit_arguments"},
     {"network"},
     {"gradients", "learning_rate", "info", "tables", "data"},
     {"io"},

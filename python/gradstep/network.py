@@ -17,14 +17,27 @@ from gradstep.backends.base import Array, Engine, Parameters, Plan
 from gradstep.backends.numpy.propagation import trace as reference_trace
 from gradstep.callbacks import Callback
 from gradstep.class_weights import class_factors, weight_of_classes
+from gradstep.fit_arguments import (
+    check_alone,
+    check_callbacks,
+    check_fit_schedule,
+    check_lbfgs,
+    check_total,
+    history_names,
+)
 from gradstep.history import History
 from gradstep.layers import Input, Layer
-from gradstep.lbfgs import scipy_minimize
 from gradstep.losses import Loss, is_lost
 from gradstep.metrics import Metric, MetricLike, check_metrics, try_metrics
 from gradstep.names import check_name
 from gradstep.optimizers import LBFGS, MINI_BATCH, Optimizer
-from gradstep.preprocessing import PREPROCESSING, RunningStatistics, Transform, fit_transform, transform_of
+from gradstep.preprocessing import (
+    PieceStatistics,
+    Transform,
+    fit_transform,
+    transform_config,
+    transform_from_config,
+)
 from gradstep.sources import WINDOW_BYTES, Batches, Piece, Source
 from gradstep.specification import Specification, arguments_from_config
 from gradstep.streaming import BalancedFeed, BatchFeed, Feed, Rows, WindowFeed
@@ -281,8 +294,8 @@ class Network:
         """Everything but parameters, optimizer state and encoder, as plain JSON values."""
         return {
             **self._specification.to_config(),
-            "preprocessing": _transform_config(self._specification.preprocessing, self._input_transform),
-            "target_preprocessing": _transform_config(
+            "preprocessing": transform_config(self._specification.preprocessing, self._input_transform),
+            "target_preprocessing": transform_config(
                 self._specification.target_preprocessing, self._target_transform
             ),
             "n_in": self.n_in,
@@ -327,8 +340,8 @@ class Network:
         n_in = config["n_in"]
         if n_in is not None:
             self._plan = self._specification.plan(check_integer("n_in", n_in, minimum=1))
-        self._input_transform = _transform_from_config(config["preprocessing"], n_in)
-        self._target_transform = _transform_from_config(
+        self._input_transform = transform_from_config(config["preprocessing"], n_in)
+        self._target_transform = transform_from_config(
             config["target_preprocessing"], self._specification.n_targets
         )
         self.classes = config["classes"]
@@ -469,7 +482,7 @@ class Network:
             If X or y is not as `fit` needs it.
         """
         if isinstance(X, Source):
-            _check_alone(y, None, None, "all")
+            check_alone(y, None, None, "all")
             self._prepare_from(X)
             return
         source = self._encoded(X)
@@ -524,7 +537,7 @@ class Network:
                 "read only once: call prepare(X, y) first, or give a function that returns an iterator"
             )
         modes = self._specification.preprocessing, self._specification.target_preprocessing
-        inputs, targets = (_PieceStatistics(mode) for mode in modes)
+        inputs, targets = (PieceStatistics(mode) for mode in modes)
         n_in = self.n_in
         for piece in source.pieces() if isinstance(source, Batches) else source.pieces(encoder=self.encoder):
             X = self._encoded(piece.X)
@@ -693,20 +706,20 @@ class Network:
         accumulate = check_integer("accumulate", accumulate, minimum=1)
         shuffle = check_flag("shuffle", shuffle)
         sampling = check_name("sampling", sampling, SAMPLING)
-        schedule = _check_schedule(schedule)
+        schedule = check_fit_schedule(schedule)
         lbfgs = isinstance(self.optimizer, LBFGS)
-        callbacks = _check_callbacks(callbacks)
+        callbacks = check_callbacks(callbacks)
         verbose = check_integer("verbose", int(verbose) if isinstance(verbose, bool) else verbose, minimum=0)
         with self._unchanged_on_error():
             rows: Rows | Feed
             whole: Rows | None = None  # the rows, where they are at hand
             if y is None or isinstance(X, Source):
-                _check_alone(y, sample_weight, class_weight, sampling)
+                check_alone(y, sample_weight, class_weight, sampling)
                 self._check_streamable(accumulate, metrics, validation_data)
                 source = X if isinstance(X, Source) else Batches(X, epochs)
                 engine = self._prepare_from(source)
                 rows = self._feed(source, epochs, batch_size, shuffle)
-                _check_total(schedule, rows)
+                check_total(schedule, rows)
                 validation = self._check_validation(validation_data, self.plan.n_in)
             else:
                 X = self._encoded(X)
@@ -719,7 +732,7 @@ class Network:
                 batch_size = min(n, batch_size * accumulate)
                 self._specification.check_batch(batch_size)
                 if lbfgs:
-                    _check_lbfgs(batch_size == n, schedule, sampling)
+                    check_lbfgs(batch_size == n, schedule, sampling)
                 engine = self._prepare(data.X, data.y, X)
                 rows = whole = self._network_units(data)
                 if sampling == "balanced":
@@ -737,7 +750,7 @@ class Network:
                 shuffle=shuffle,
                 measure=self._measure(engine, checked, measured, validation),
                 callbacks=callbacks,
-                metric_names=_history_names(checked, measured is not None, validation is not None),
+                metric_names=history_names(checked, measured is not None, validation is not None),
                 verbose=verbose,
                 schedule=schedule,
                 note=backends.first_use_note(self._backend, self.dtype) if verbose else None,
@@ -1182,110 +1195,3 @@ _CACHES = (
     "_fast_step",
 )
 _INT32 = np.dtype(np.int32)
-
-
-def _history_names(metrics: Sequence[Metric], measured: bool, validated: bool) -> tuple[str, ...]:
-    names = tuple(metric.name for metric in metrics)
-    after = ("val_loss", *(f"val_{name}" for name in names)) if validated else ()
-    return ("loss", *(names if measured else ()), *after)
-
-
-def _check_schedule(schedule: object) -> ScheduleLike:
-    if schedule is None:
-        return None
-    from gradstep.schedules import check_schedule  # not at every start of a program
-
-    return check_schedule("schedule", schedule)
-
-
-class _PieceStatistics:
-    """Statistics of rows that come in pieces, as a preprocessing needs them."""
-
-    def __init__(self, mode: str) -> None:
-        self._mode = mode
-        self._running: RunningStatistics | None = None
-        self._dtype = np.dtype(np.float16)
-
-    def add(self, values: Any) -> None:
-        """Take in the rows of a piece, as exact as they were given."""
-        if PREPROCESSING[self._mode] is None:
-            return
-        array = as_numbers("X", values)
-        self._running = self._running or RunningStatistics(array.shape[1])
-        self._dtype = np.result_type(self._dtype, array.dtype)
-        with np.errstate(over="ignore", invalid="ignore"):
-            self._running.add(array)
-
-    def transform(self, dtype: str, argument: str) -> Transform | None:
-        """The transform for all rows."""
-        if self._running is None:
-            return None
-        return transform_of(self._mode, self._running.result(), self._dtype, dtype, argument)
-
-
-def _check_alone(y: Any, sample_weight: Any, class_weight: Any, sampling: str) -> None:
-    if y is not None:
-        raise TypeError("y must not be given with a source, which has its own targets")
-    if sample_weight is not None:
-        raise TypeError("sample_weight must be part of the source or of its batches (X, y, sample_weight)")
-    if class_weight is not None:
-        raise TypeError("class_weight needs X and y in memory or mapped into it, not a source")
-    if sampling != "all":
-        raise ValueError(f"sampling={sampling!r} needs X and y in memory or mapped into it, not a source")
-
-
-def _check_lbfgs(all_rows: bool, schedule: ScheduleLike, sampling: str) -> None:
-    scipy_minimize()  # or what to install
-    if not all_rows or schedule is not None or sampling != "all":
-        raise ValueError("the optimizer LBFGS takes all rows at once, and no schedule")
-
-
-def _check_total(schedule: ScheduleLike, feed: Feed) -> None:
-    if schedule is None or feed.steps is not None:
-        return
-    from gradstep.schedules import needs_total
-
-    if needs_total(schedule):
-        raise ValueError(
-            "this schedule takes the length of the whole training, but the number of batches is not known: "
-            "give it a number of steps, or the iterable a __len__"
-        )
-
-
-def _check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
-    if callbacks is None:
-        return ()
-    if isinstance(callbacks, Callback):
-        raise TypeError("callbacks must be a list of callbacks, got a single one")
-    if not isinstance(callbacks, Iterable):
-        raise TypeError(f"callbacks must be a list of callbacks, got {callbacks!r}")
-    given: tuple[Callback, ...] = tuple(callbacks)
-    for callback in given:
-        if not isinstance(callback, Callback):
-            raise TypeError(f"callbacks must be instances of Callback, got {callback!r}")
-    return given
-
-
-def _transform_config(mode: str, transform: Transform | None) -> dict[str, Any]:
-    statistics = {"shift": None, "scale": None} if transform is None else transform.to_config()
-    return {"mode": mode, **statistics}
-
-
-def _transform_from_config(config: Mapping[str, Any], width: int | None) -> Transform | None:
-    if config["shift"] is None:
-        return None
-    try:
-        transform = Transform.from_config(config)
-    except OverflowError:
-        raise ValueError("statistics of the preprocessing must fit float64") from None
-    if config["mode"] == "none":
-        raise ValueError("preprocessing 'none' has no statistics")
-    if transform.shift.shape != (width,) or transform.scale.shape != (width,):
-        raise ValueError(f"statistics of the preprocessing must have {width} entries each")
-    if not (
-        np.isfinite(transform.shift).all()
-        and np.isfinite(transform.scale).all()
-        and (transform.scale > 0).all()
-    ):
-        raise ValueError("statistics of the preprocessing must be finite, and scales positive")
-    return transform

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradstep.names import check_name
+from gradstep.validation import as_numbers
 
 Array = NDArray[Any]
 
@@ -223,3 +224,55 @@ def _check_resolution(statistics: ColumnStatistics, dtype: str, argument: str) -
             f"{statistics.mean[column]:.9g}, which {dtype} cannot tell apart: subtract an offset, "
             "or make the network with dtype='float64'"
         )
+
+
+class PieceStatistics:
+    """Statistics of rows that come in pieces, as a preprocessing needs them."""
+
+    def __init__(self, mode: str) -> None:
+        self._mode = mode
+        self._running: RunningStatistics | None = None
+        self._dtype = np.dtype(np.float16)
+
+    def add(self, values: Any) -> None:
+        """Take in the rows of a piece, as exact as they were given."""
+        if PREPROCESSING[self._mode] is None:
+            return
+        array = as_numbers("X", values)
+        self._running = self._running or RunningStatistics(array.shape[1])
+        self._dtype = np.result_type(self._dtype, array.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._running.add(array)
+
+    def transform(self, dtype: str, argument: str) -> Transform | None:
+        """The transform for all rows."""
+        if self._running is None:
+            return None
+        return transform_of(self._mode, self._running.result(), self._dtype, dtype, argument)
+
+
+def transform_config(mode: str, transform: Transform | None) -> dict[str, Any]:
+    """Plain JSON values of a preprocessing and of what it found."""
+    statistics = {"shift": None, "scale": None} if transform is None else transform.to_config()
+    return {"mode": mode, **statistics}
+
+
+def transform_from_config(config: Mapping[str, Any], width: int | None) -> Transform | None:
+    """What `transform_config` wrote, for so many columns; ValueError says what is wrong with it."""
+    if config["shift"] is None:
+        return None
+    try:
+        transform = Transform.from_config(config)
+    except OverflowError:
+        raise ValueError("statistics of the preprocessing must fit float64") from None
+    if config["mode"] == "none":
+        raise ValueError("preprocessing 'none' has no statistics")
+    if transform.shift.shape != (width,) or transform.scale.shape != (width,):
+        raise ValueError(f"statistics of the preprocessing must have {width} entries each")
+    if not (
+        np.isfinite(transform.shift).all()
+        and np.isfinite(transform.scale).all()
+        and (transform.scale > 0).all()
+    ):
+        raise ValueError("statistics of the preprocessing must be finite, and scales positive")
+    return transform

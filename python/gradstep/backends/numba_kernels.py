@@ -6,10 +6,11 @@ layers in chunks of rows that stay in the cache, and the chunks' gradients are a
 
 Letters: B rows of a chunk, K the summed dimension.
 
-Two habits of Numba shape the code. A Python number is float64, so arithmetic on float32 arrays casts
+Three habits of Numba shape the code. A Python number is float64, so arithmetic on float32 arrays casts
 its constants with ``array.dtype.type``; transcendental functions are float64 throughout and rounded
-once when stored, but for tanh, whose float32 form is twice as fast. And compiled code is cached until
-*this* file changes, so ids are spelt out here.
+once when stored, but for tanh, whose float32 form is twice as fast. Every array that a function gets is
+counted, atomically, and handed over as seven words: counts are off, and what a step calls with whole
+models is inlined. And compiled code is cached until *this* file changes, so ids are spelt out here.
 """
 
 # mypy: disable-error-code="untyped-decorator, no-any-return"
