@@ -188,7 +188,8 @@ def _toolbox(width: int) -> Iterator[Case]:
         yield replace(plain, name=f"{block} {width}", block=block)
 
 
-TOOLBOX = {case.name: case for width in (64, 1024) for case in _toolbox(width)}
+TOOLBOX = {case.name: case for case in _toolbox(64)}
+TOOLBOX_WIDE = {case.name: case for case in _toolbox(1024)}
 """Optimizers, losses and layers at two widths; contenders that lack one are left out of its case."""
 
 LARGE = ("1024x4", "4096x3")
@@ -241,6 +242,14 @@ def make_weights(case: Case) -> Weights:
         W = (rng.random((n_in, n_out), dtype=np.float32) * 2 - 1) * np.float32(limit)
         weights.append((W.astype(case.dtype), np.zeros(n_out, case.dtype)))
     return weights
+
+
+def distance(weights: Weights, others: Weights) -> float:
+    """Sum of the absolute differences."""
+    pairs = (
+        (a, b) for pair, other in zip(weights, others, strict=True) for a, b in zip(pair, other, strict=True)
+    )
+    return sum(float(np.sum(np.abs(a - b), dtype=np.float64)) for a, b in pairs)
 
 
 def make_orders(case: Case, epochs: int) -> Array | None:

@@ -39,4 +39,6 @@ def minimize(
         "ftol": 64 * np.finfo(np.float64).eps,
     }
     found = optimize.minimize(function, theta, method="L-BFGS-B", jac=True, callback=record, options=options)
+    if len(losses) < iterations:
+        raise RuntimeError(f"L-BFGS ended after {len(losses)} of {iterations} iterations: {found.message}")
     return found.x, losses

@@ -19,7 +19,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from cases import MORE, TOOLBOX
+from cases import MORE, TOOLBOX, TOOLBOX_WIDE
 from contenders import CONTENDERS
 from report import Run, best, best_peer, gflops, percent_of_peak
 
@@ -134,7 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="JSON that run.py wrote")
     run: Run = json.loads(parser.parse_args().run.read_text(encoding="utf-8"))
-    for name, known in (("more", MORE), ("toolbox", TOOLBOX)):
+    for name, known in (("more", MORE), ("toolbox", TOOLBOX), ("toolbox-wide", TOOLBOX_WIDE)):
         if any(case in known for case in run["cases"]):
             replace("docs/performance.md", f"{table(run)}\n\n{measured(run)}", name)
             return

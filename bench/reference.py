@@ -6,12 +6,12 @@ check is that libraries which share no code reach the same loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 
-from cases import BETA1, BETA2, EPSILON, OPTIMIZERS, Array, Case, Weights
+from cases import BETA1, BETA2, EMA_DECAY, EPSILON, OPTIMIZERS, Array, Case, Weights
 from lbfgs import minimize
 
 ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
@@ -143,29 +143,57 @@ def losses(
     Returns
     -------
     list of float
-        Mean over the rows of the losses before each update.
+        Mean over the rows of the losses before each update; of L-BFGS the loss after each iteration.
     """
     if case.block or case.loss not in WRITTEN_OUT:
         return _reference_backend(case, data, weights, epochs)
-    X, y = data
-    X, y = X.astype(np.float64), y if case.loss == "cross_entropy" else y.astype(np.float64)
     parameters = [(W.astype(np.float64), b.astype(np.float64)) for W, b in weights]
     if case.optimizer == "lbfgs":
-        return _lbfgs(case, parameters, X, y, epochs)
+        return _lbfgs(case, parameters, *_exact(case, data), epochs)
+    totals = [0.0] * epochs
+    for epoch, rows, loss in _steps(case, parameters, data, epochs, orders):
+        totals[epoch] += loss * rows
+    return [total / case.rows for total in totals]
+
+
+def average(
+    case: Case, data: tuple[Array, Array], weights: Weights, epochs: int, orders: Array | None
+) -> Weights:
+    """The case's mean of the parameters; arguments as for `losses`."""
+    parameters = [(W.astype(np.float64), b.astype(np.float64)) for W, b in weights]
+    mean = [(W.copy(), b.copy()) for W, b in parameters]
+    taken = 0
+    for step, _ in enumerate(_steps(case, parameters, data, epochs, orders), 1):
+        if case.averaging == "swa" and step % case.steps_per_epoch:
+            continue
+        taken += 1
+        gain = 1 / taken if case.averaging == "swa" or taken == 1 else 1 - EMA_DECAY
+        for pair, its_mean in zip(parameters, mean, strict=True):
+            for value, of in zip(pair, its_mean, strict=True):
+                of += gain * (value - of)
+    return mean
+
+
+def _exact(case: Case, data: tuple[Array, Array]) -> tuple[Array, Array]:
+    X, y = data
+    return X.astype(np.float64), y if case.loss == "cross_entropy" else y.astype(np.float64)
+
+
+def _steps(
+    case: Case, parameters: Weights, data: tuple[Array, Array], epochs: int, orders: Array | None
+) -> Iterator[tuple[int, int, float]]:
+    """Epoch, rows and loss of every step, which moves the parameters."""
+    X, y = _exact(case, data)
     updated = [(Parameter(case, W, True), Parameter(case, b, False)) for W, b in parameters]
-    history = []
     for epoch in range(epochs):
         order = np.arange(case.rows) if orders is None else orders[epoch]
-        total = 0.0
         for start in range(0, case.rows, case.batch):
             rows = order[start : start + case.batch]
             loss, gradient = gradients(case, parameters, X[rows], y[rows])
-            total += loss * len(rows)
             for layer, its_gradient in zip(updated, gradient, strict=True):
                 for parameter, g in zip(layer, its_gradient, strict=True):
                     parameter.update(g)
-        history.append(total / case.rows)
-    return history
+            yield epoch, len(rows), loss
 
 
 def _lbfgs(case: Case, parameters: Weights, X: Array, y: Array, iterations: int) -> list[float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import functools
 import json
 import os
 import platform
@@ -32,6 +33,8 @@ from roofline import fma_peak_apart
 
 TOLERANCE = {"float32": 1e-3, "float64": 1e-5}
 """Largest relative difference between a contender's loss and the float64 reference."""
+AVERAGE_TOLERANCE = 1e-2
+"""The same of how far the mean of the parameters has moved."""
 DROPOUT_TOLERANCE = 0.05
 """The same where everybody drops other outputs."""
 BUDGET_SECONDS = 40.0
@@ -39,8 +42,8 @@ BUDGET_SECONDS = 40.0
 PAUSE_SECONDS = 0.05
 """Between samples, so that the spinning threads of one contender do not run into the next."""
 
-ALL_CASES = {**cases.CASES, **cases.MORE, **cases.TOOLBOX}
-SETS = {"more": cases.MORE, "toolbox": cases.TOOLBOX}
+SETS = {"more": cases.MORE, "toolbox": cases.TOOLBOX, "toolbox-wide": cases.TOOLBOX_WIDE}
+ALL_CASES = {**cases.CASES, **{name: case for chosen in SETS.values() for name, case in chosen.items()}}
 
 console = Console(stderr=True)
 
@@ -86,6 +89,14 @@ def expected_loss(case: Case) -> float:
     return losses[-1]
 
 
+@functools.cache
+def expected_average(case: Case) -> float:
+    """How far the mean of the parameters moves, by the float64 reference."""
+    data, weights = cases.make_data(case), cases.make_weights(case)
+    orders = cases.make_orders(case, case.check_epochs)
+    return cases.distance(reference.average(case, data, weights, case.check_epochs, orders), weights)
+
+
 def prepare(worker: WorkerProcess, case: Case, expected: float, seconds: float) -> Result:
     """Load a case, compare losses, choose the length of a sample."""
     result = Result(case.name, worker.contender.name, worker.threads)
@@ -97,6 +108,11 @@ def prepare(worker: WorkerProcess, case: Case, expected: float, seconds: float) 
         if not result.check_error <= tolerance:
             result.error = f"disagrees: loss {loss:.6g}, not {expected:.6g}"
             return result
+        if case.averaging:
+            moved, wanted = worker.ask("check_average")["moved"], expected_average(case)
+            if not abs(moved - wanted) <= AVERAGE_TOLERANCE * wanted:
+                result.error = f"disagrees: the mean moved by {moved:.6g}, not {wanted:.6g}"
+                return result
         worker.ask("calibrate", seconds=seconds)
     except WorkerError as error:
         result.error = str(error)
@@ -183,7 +199,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--cases",
         help=f"comma-separated, of {', '.join({**cases.CASES, **cases.MORE})}; 'more' for those from "
-        f"{next(iter(cases.MORE))} on, 'toolbox' for optimizers, losses and layers (default: those before)",
+        f"{next(iter(cases.MORE))} on, 'toolbox' and 'toolbox-wide' for optimizers, losses and layers "
+        "(default: those before)",
     )
     parser.add_argument(
         "--contenders",
@@ -214,8 +231,11 @@ def main() -> int:
     arguments = parse_arguments()
     default_cases = [name for name in cases.CASES if not (arguments.quick and name in cases.LARGE)]
     chosen_cases = [ALL_CASES[name] for name in (arguments.cases or ",".join(default_cases)).split(",")]
-    if arguments.dtype:
-        chosen_cases = [replace(case, dtype=arguments.dtype) for case in chosen_cases]
+    if arguments.dtype:  # lbfgs is float64 everywhere
+        free = [case for case in chosen_cases if case.optimizer != "lbfgs"]
+        chosen_cases = [
+            replace(case, dtype=arguments.dtype) if case in free else case for case in chosen_cases
+        ]
     contenders = list(chosen_contenders(arguments.contenders and arguments.contenders.split(",")))
     threads = sorted({int(count) for count in (arguments.threads or f"1,{usable_cores()}").split(",")})
     settings = Settings(arguments.repeats, arguments.seconds, tuple(threads))

@@ -46,8 +46,17 @@ class Worker:
         self.session.reset()
         return {"loss": self.session.run(epochs, orders)}
 
+    def check_average(self) -> dict[str, Any]:
+        """How far the check's training has moved the mean of the parameters."""
+        return {"moved": cases.distance(self.session.average(), cases.make_weights(self.case))}
+
     def calibrate(self, seconds: float) -> dict[str, Any]:
         """Choose the number of epochs so that a sample takes about the seconds given."""
+        if (
+            self.case.optimizer == "lbfgs"
+        ):  # early iterations search lines longer: everybody makes the same ones
+            self.epochs = self.case.check_epochs
+            return {"epochs": self.epochs}
         self.epochs = 1
         while True:
             self._timed()  # compiles, where the number of epochs is compiled in

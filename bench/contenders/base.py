@@ -49,8 +49,13 @@ class Session(ABC):
         Returns
         -------
         float
-            Mean over the rows of the last epoch's losses, each taken before its batch's update.
+            Mean over the rows of the last epoch's losses, each taken before its batch's update; of L-BFGS
+            the loss after the last iteration.
         """
+
+    def average(self) -> Weights:
+        """The mean of the parameters, for cases that have one."""
+        raise NotImplementedError
 
 
 class Contender(ABC):

@@ -117,9 +117,15 @@ class GradstepSession(Session):
         """Back to the initial weights, fresh moments and the first epoch's order; memory stays."""
         self.network.set_parameters(self.initial)
         state = self.network.optimizer_state()
-        fresh = {name: value if name.endswith(".trained") else 0 * value for name, value in state.items()}
-        self.network.set_optimizer_state(fresh)
+        kept = {name: value for name, value in state.items() if name.endswith(".trained")}
+        zeros = {name: np.zeros_like(value) for name, value in state.items()}
+        self.network.set_optimizer_state({**zeros, **kept})
         self.network.epochs_trained = 0
+
+    def average(self) -> Weights:
+        """What the network predicts with."""
+        named = self.network.parameters()
+        return [(named[f"dense_{i}.W"], named[f"dense_{i}.b"]) for i in range(len(self.case.layers))]
 
     def run(self, epochs: int, orders: Array | None = None) -> float:
         """Call `Network.fit`, which shuffles by itself; given orders must be those of its seed."""

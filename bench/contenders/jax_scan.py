@@ -206,26 +206,16 @@ def _make_step(case: Case, unravel: Callable[[Any], Any]) -> Callable[..., Any]:
     return step
 
 
-def _with_mean_of_steps(step: Callable[..., Any]) -> Callable[..., Any]:
-    """The step with an exponential mean of the parameters beside its state."""
+def _averaging(case: Case, train: Callable[..., Any]) -> Callable[..., Any]:
+    """A step or an epoch with a mean of the parameters beside its state, which the first one begins."""
+    import jax.numpy as jnp
     import optax
 
-    def averaging(state: Any, x: Any, y: Any) -> Any:
-        inner, mean = state
-        inner, loss = step(inner, x, y)
-        return (inner, optax.incremental_update(inner[0], mean, 1 - EMA_DECAY)), loss
-
-    return averaging
-
-
-def _with_mean_of_epochs(epoch: Callable[..., Any]) -> Callable[..., Any]:
-    """The epoch with an equal mean of the parameters at the ends of epochs beside its state."""
-    import optax
-
-    def averaging(state: Any, order: Any) -> Any:
+    def averaging(state: Any, *batch: Any) -> Any:
         inner, mean, count = state
-        inner, loss = epoch(inner, order)
-        return (inner, optax.incremental_update(inner[0], mean, 1 / (count + 1)), count + 1), loss
+        inner, loss = train(inner, *batch)
+        gain = 1 / (count + 1) if case.averaging == "swa" else jnp.where(count == 0, 1.0, 1 - EMA_DECAY)
+        return (inner, optax.incremental_update(inner[0], mean, gain), count + 1), loss
 
     return averaging
 
@@ -260,7 +250,7 @@ def _make_mini_batch_run(step: Callable[..., Any], form: Form, case: Case) -> An
                 total += loss * rest
             return state, total / case.rows
 
-        return jax.lax.scan(_with_mean_of_epochs(epoch) if case.averaging == "swa" else epoch, state, orders)
+        return jax.lax.scan(_averaging(case, epoch) if case.averaging == "swa" else epoch, state, orders)
 
     return run
 
@@ -282,10 +272,10 @@ class JaxSession(Session):
         self.X, self.y = (jnp.asarray(array) for array in data)
         theta = _initial(case, weights)
         flat, unravel = ravel_pytree(theta) if form.is_flat else (None, lambda theta: theta)
-        self.theta = np.asarray(flat) if form.is_flat else theta
+        self.theta, self.unravel = np.asarray(flat) if form.is_flat else theta, unravel
         step = (_make_step if case.optimizer == "adam" else _make_optax_step)(case, unravel)
         if case.averaging == "ema":
-            step = _with_mean_of_steps(step)
+            step = _averaging(case, step)
         if case.is_full_batch:
             self.program = _make_full_batch_run(step, form)
         else:
@@ -302,13 +292,16 @@ class JaxSession(Session):
             # rbg, which is faster on CPUs than the default generator
             key = self.jax.random.key(0, impl="rbg") if self.case.block == "dropout" else None
             self.state = (theta, zeros(theta), zeros(theta), zero, zero.copy(), key)
-            if self.case.averaging == "ema":
-                self.state = (self.state, self.jax.tree.map(self.jnp.copy, theta))
-            if self.case.averaging == "swa":
+            if self.case.averaging:
                 self.state = (self.state, zeros(theta), zero.copy())
         else:
             self.state = (theta, _optax_optimizer(self.case).init(theta))
         self.jax.block_until_ready(self.state)
+
+    def average(self) -> Weights:
+        """The state's own."""
+        mean = self.unravel(self.state[1])
+        return [(np.asarray(W), np.asarray(b)) for W, b in mean["dense"]]
 
     def run(self, epochs: int, orders: Array | None = None) -> float:
         """One call; numpy shuffles, which is faster than a sort on the device."""

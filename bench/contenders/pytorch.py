@@ -227,7 +227,7 @@ class EagerSession(TorchSession):
                 parameter.copy_(value)
         self.loss = _loss(self.case)
         self.optimizer = _optimizer(self.torch, self.case, self.network.parameters())
-        self.average = _average(self.torch, self.case, self.network)
+        self.mean = _average(self.torch, self.case, self.network)
 
     def step(self, rows: Any) -> Any:
         """One step as the tutorials write it."""
@@ -237,14 +237,19 @@ class EagerSession(TorchSession):
         loss.backward()
         self.optimizer.step()
         if self.case.averaging == "ema":
-            self.average.update_parameters(self.network)
+            self.mean.update_parameters(self.network)
         return loss.detach()
 
     def _epoch(self, order: Any) -> list[tuple[Any, int]]:
         losses = super()._epoch(order)
         if self.case.averaging == "swa":
-            self.average.update_parameters(self.network)
+            self.mean.update_parameters(self.network)
         return losses
+
+    def average(self) -> Weights:
+        """That of its `AveragedModel`."""
+        arrays = [parameter.detach().numpy() for parameter in self.mean.parameters()]
+        return [(W.T, b) for W, b in zip(arrays[::2], arrays[1::2], strict=True)]
 
 
 class LbfgsSession(EagerSession):
