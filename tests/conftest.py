@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from gradstep.backends.base import Backend
+
+# Programs that a script starts in the background ignore Ctrl-C, which tests press.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 try:
     from hypothesis import settings
@@ -68,3 +74,11 @@ def reference() -> Backend:
 def dtype(request: pytest.FixtureRequest) -> str:
     """Both precisions in turn."""
     return str(request.param)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Set the number of threads of the compiled backend, and put it back afterwards."""
+    BACKENDS["cpp"].set_num_threads(0)
+    yield BACKENDS["cpp"].set_num_threads
+    BACKENDS["cpp"].set_num_threads(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -66,13 +67,6 @@ def train(name, dtype="float32", epochs=2, rows=None):
         first_epoch=0,
     )
     return result.losses, {**engine.parameters(), **engine.optimizer_state()}
-
-
-@pytest.fixture
-def threads():
-    """Set the number of threads, and put it back afterwards."""
-    yield _core.set_num_threads
-    _core.set_num_threads(0)
 
 
 def run_python(code, **environment):
@@ -150,10 +144,11 @@ def test_every_loss_has_the_same_bits_for_1_and_2_threads(widths, loss, threads)
         np.testing.assert_array_equal(runs[1][1][name], value)
 
 
+@pytest.mark.parametrize("penalties", [{}, {"l1": 1e-3, "l2": 1e-2}], ids=["", "penalties"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_gradients_and_predictions_have_the_same_bits_for_1_2_and_4_threads(name, threads):
+def test_gradients_and_predictions_have_the_same_bits_for_1_2_and_4_threads(name, penalties, threads):
     widths, n, _ = NETWORKS[name]
-    plan = make_plan(widths, "gelu", "cross_entropy", "adam")
+    plan = dataclasses.replace(make_plan(widths, "gelu", "cross_entropy", "adam"), **penalties)
     X, y, weight = make_data(plan, n)
     engine = make_engine(BACKENDS["cpp"], plan)
     runs = []
@@ -255,15 +250,17 @@ COUNTED(int, posix_memalign, (void** p, size_t alignment, size_t n), p, alignmen
 """
 
 COUNT_ALLOCATIONS = """
-import ctypes, sys
+import ctypes, dataclasses, sys
 import numpy as np
 from conftest import BACKENDS
 from networks import make_data, make_engine, make_plan
 from test_engine import LAYERS_BEYOND_ONE_PASS, NETWORKS
 calls = ctypes.CDLL(None).allocation_calls
 calls.restype = ctypes.c_long
-for widths, n, batch_size in [*NETWORKS.values(), LAYERS_BEYOND_ONE_PASS]:
-    plan = make_plan(widths, "gelu", "mse", "adam")
+cases = [*NETWORKS.values(), LAYERS_BEYOND_ONE_PASS]
+settings = {"l1": 1e-3, "l2": 1e-3, "clip_value": 0.5, "clip_norm": 1.0}
+for (widths, n, batch_size), options in [(case, options) for case in cases for options in ({}, settings)]:
+    plan = dataclasses.replace(make_plan(widths, "gelu", "mse", "adam"), **options)
     X, y, weight = make_data(plan, n)
     engine = make_engine(BACKENDS["cpp"], plan)
     counts = []
@@ -293,7 +290,7 @@ def test_steps_allocate_nothing(tmp_path):
     done = run_python(COUNT_ALLOCATIONS, LD_PRELOAD=str(library), PYTHONMALLOC="pymalloc")
     assert done.returncode == 0, done.stderr
     lines = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
-    assert len(lines) == len(NETWORKS) + 1
+    assert len(lines) == 2 * (len(NETWORKS) + 1)
     for one_epoch, nine_epochs in lines:
         # Nine times the steps; only the list of losses that is handed back grows.
         assert nine_epochs <= one_epoch + 2, lines

@@ -67,17 +67,24 @@ def test_options_train_as_the_reference_does(setting, widths, optimizer, factors
 
 @pytest.mark.skipif("cpp" not in BACKENDS, reason="needs the compiled backend")
 @pytest.mark.parametrize("widths", [(3, 5, 2), (20, 200, 200, 4), (64, 512, 512, 4)], ids=str)
-def test_options_have_the_same_bits_for_any_number_of_threads(widths):
-    before = gs.get_num_threads()
-    settings = {**SETTINGS["clipping"], **SETTINGS["ema"]}
-    try:
-        found = []
-        for threads in (1, 2):
-            gs.set_num_threads(threads)
-            found.append(_trained(BACKENDS["cpp"], widths, "adamw", (1, 0.1, 1), settings))
-    finally:
-        gs.set_num_threads(before)
+@pytest.mark.parametrize("factors", [(1, 1, 1), (0, 0.1, 1)], ids=["alike", "by layer"])
+@pytest.mark.parametrize("chosen", ["penalties", "clipping", "ema", "clipping ema"])
+def test_options_have_the_same_bits_for_any_number_of_threads(chosen, factors, widths, threads):
+    settings = {name: value for setting in chosen.split() for name, value in SETTINGS[setting].items()}
+    found = []
+    for count in (1, 2):
+        threads(count)
+        found.append(_trained(BACKENDS["cpp"], widths, "adamw", factors, settings))
     assert_same(*found)
+
+
+@pytest.mark.skipif("cpp" not in BACKENDS, reason="needs the compiled backend")
+@pytest.mark.parametrize("setting", ["penalties", "clipping"])
+def test_options_of_wide_layers_train_as_the_reference_does(setting):
+    arguments = (64, 512, 512, 4), "adamw", (1, 0.1, 1), SETTINGS[setting]
+    assert_same(
+        _trained(BACKENDS["cpp"], *arguments), _trained(BACKENDS["numpy"], *arguments), rtol=1e-9, atol=1e-11
+    )
 
 
 def test_l1_is_part_of_the_loss_and_of_its_gradient(backend):

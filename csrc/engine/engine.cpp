@@ -24,11 +24,15 @@ constexpr ptrdiff_t kUpdateSlice = 16 * 1024;  // elements that one task updates
 constexpr ptrdiff_t kLeastUpdateSlice = 2 * 1024;
 constexpr int kSharedSlices = 4;  // more of them are worth a second thread
 
+int slices(ptrdiff_t n) {
+    return static_cast<int>((n + kUpdateSlice - 1) / kUpdateSlice);
+}
+
 // n elements in slices, on several threads where there are enough of them.
 template <class F>
 void for_slices(ptrdiff_t n, int threads, F&& f) {
-    const auto slices = static_cast<int>((n + kUpdateSlice - 1) / kUpdateSlice);
-    parallel_for(slices, slices > kSharedSlices ? threads : 1, [&](int slice, int worker) {
+    const int tasks = slices(n);
+    parallel_for(tasks, tasks > kSharedSlices ? threads : 1, [&](int slice, int worker) {
         const ptrdiff_t from = slice * kUpdateSlice;
         f(slice, from, std::min(kUpdateSlice, n - from), worker);
     });
@@ -67,6 +71,7 @@ Engine<T>::Engine(const Plan& plan, const KernelTable& table)
       folded_(plan.normalises_batches() ? std::make_unique<Folded<T>>(k_, *net_) : nullptr),
       inference_(folded_ ? folded_->net() : *net_) {
     const std::size_t n = net_->parameters().total;
+    sums_.resize(static_cast<std::size_t>(slices(static_cast<ptrdiff_t>(n))));
     const auto arrays = static_cast<std::size_t>(1 + states());
     state_size_ = n * arrays;
     for (const LayerPlan& d : plan.layers) {
@@ -205,11 +210,10 @@ double Engine<T>::penalty(double l2, int threads) {
 template <class T>
 template <class F>
 double Engine<T>::sum_of_slices(ptrdiff_t n, int threads, F&& sum_of) {
-    sums_.resize(static_cast<std::size_t>((n + kUpdateSlice - 1) / kUpdateSlice));
     for_slices(n, threads, [&](int slice, ptrdiff_t from, ptrdiff_t size, int) {
         sums_[static_cast<std::size_t>(slice)] = sum_of(from, size);
     });
-    return std::accumulate(sums_.begin(), sums_.end(), 0.0);
+    return std::accumulate(sums_.begin(), sums_.begin() + slices(n), 0.0);
 }
 
 // The gradient of the penalty.
@@ -230,8 +234,11 @@ void Engine<T>::add_penalties(T* gradient, T l2, int threads) {
 template <class T>
 void Engine<T>::clip(T* gradient, ptrdiff_t part_stride, int parts, int threads) {
     const auto n = static_cast<ptrdiff_t>(net_->parameters().total);
-    for (int part = 1; part < parts; ++part)
-        for (ptrdiff_t i = 0; i < n; ++i) gradient[i] += gradient[part * part_stride + i];
+    if (parts > 1)
+        for_slices(n, threads, [&](int, ptrdiff_t from, ptrdiff_t size, int) {
+            for (int part = 1; part < parts; ++part)
+                for (ptrdiff_t i = from; i < from + size; ++i) gradient[i] += gradient[part * part_stride + i];
+        });
     add_penalties(gradient, update_.hypers.weights.l2, threads);
     update_.forget_l2();
     for (std::size_t l = 0; l < plan_.layers.size(); ++l) {
@@ -240,14 +247,15 @@ void Engine<T>::clip(T* gradient, ptrdiff_t part_stride, int parts, int threads)
         std::fill_n(gradient + at.weights, at.n_weights, T(0));
         std::fill_n(gradient + at.biases, at.n_biases, T(0));
     }
-    const auto most = static_cast<T>(plan_.clip_value);
-    const double squares = sum_of_slices(n, threads, [&](ptrdiff_t from, ptrdiff_t size) {
-        T* g = gradient + from;
-        for (ptrdiff_t i = 0; most > 0 && i < size; ++i) g[i] = std::clamp(g[i], -most, most);
-        return plan_.clip_norm == 0 ? 0 : k_.sum_squares(g, size);
-    });
+    if (const auto most = static_cast<T>(plan_.clip_value); most > 0)
+        for_slices(n, threads, [&](int, ptrdiff_t from, ptrdiff_t size, int) {
+            for (ptrdiff_t i = from; i < from + size; ++i) gradient[i] = std::clamp(gradient[i], -most, most);
+        });
+    if (plan_.clip_norm == 0) return;
+    const double squares = sum_of_slices(
+        n, threads, [&](ptrdiff_t from, ptrdiff_t size) { return k_.sum_squares(gradient + from, size); });
     const double factor = plan_.clip_norm / (std::sqrt(squares) + 1e-6);
-    if (plan_.clip_norm == 0 || !(factor < 1)) return;
+    if (!(factor < 1)) return;
     for_slices(n, threads, [&](int, ptrdiff_t from, ptrdiff_t size, int) {
         for (ptrdiff_t i = from; i < from + size; ++i) gradient[i] *= static_cast<T>(factor);
     });
@@ -261,16 +269,16 @@ void Engine<T>::apply_by_layer(T* gradient, ptrdiff_t part_stride, int parts, in
         const LayerParameters& at = net_->parameters().layers[l];
         const Hypers<T>& hypers = update_.by_layer[l];
         const Hyper<T>& hyper = plan_.layers[l].has_gain() ? hypers.biases : hypers.weights;
-        for_slices(static_cast<ptrdiff_t>(at.n_weights), threads,
-                   [&](int slice, ptrdiff_t from, ptrdiff_t n, int worker) {
-                       Laps* laps = profile_.begin(worker);
-                       const std::size_t first = at.weights + static_cast<std::size_t>(from);
-                       update_(first, n, gradient + first, part_stride, parts, hyper);
-                       if (slice == 0)
-                           update_(at.biases, static_cast<ptrdiff_t>(at.n_biases), gradient + at.biases, part_stride,
-                                   parts, hypers.biases);
-                       end_phase(laps, Phase::update);
-                   });
+        for_slices(static_cast<ptrdiff_t>(at.n_weights), threads, [&](int, ptrdiff_t from, ptrdiff_t n, int worker) {
+            Laps* laps = profile_.begin(worker);
+            const std::size_t first = at.weights + static_cast<std::size_t>(from);
+            update_(first, n, gradient + first, part_stride, parts, hyper);
+            end_phase(laps, Phase::update);
+        });
+        Laps* laps = profile_.begin(0);
+        update_(at.biases, static_cast<ptrdiff_t>(at.n_biases), gradient + at.biases, part_stride, parts,
+                hypers.biases);
+        end_phase(laps, Phase::update);
     }
 }
 

@@ -149,7 +149,7 @@ private:
     Inference<T> inference_;
     bool checked_ = false;      // parameters and states are finite, and in the checkpoint if there is one
     bool guarded_ = false;      // no checkpoint to go back to: updates that would overflow are left out
-    std::vector<double> sums_;  // of slices
+    std::vector<double> sums_;  // of slices of the parameters
     Permutation permutation_;
     std::vector<int64_t> order_;
 };
