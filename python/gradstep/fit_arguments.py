@@ -1,13 +1,12 @@
-"""The arguments of `Network.fit` beside its rows, checked before anything changes."""
+"""The arguments of `Network.fit` beside its rows: what is refused, without a change."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from gradstep.callbacks import Callback
 from gradstep.lbfgs import scipy_minimize
-from gradstep.metrics import Metric
 from gradstep.streaming import Feed
 
 if TYPE_CHECKING:
@@ -68,10 +67,3 @@ def check_lbfgs(all_rows: bool, schedule: ScheduleLike, sampling: str) -> None:
     scipy_minimize()  # or what to install
     if not all_rows or schedule is not None or sampling != "all":
         raise ValueError("the optimizer LBFGS takes all rows at once, and no schedule")
-
-
-def history_names(metrics: Sequence[Metric], measured: bool, validated: bool) -> tuple[str, ...]:
-    """Columns of the history: of the training rows, then of the validation rows."""
-    names = tuple(metric.name for metric in metrics)
-    after = ("val_loss", *(f"val_{name}" for name in names)) if validated else ()
-    return ("loss", *(names if measured else ()), *after)

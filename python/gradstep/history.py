@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from gradstep.metrics import Metric
 
 
 @dataclass
@@ -100,3 +102,10 @@ class History:
     def __repr__(self) -> str:
         last = ", ".join(f"{name} {values[-1]:.6g}" for name, values in self.metrics.items() if values)
         return f"<History of {len(self)} epoch(s), {self.stopped}{': ' + last if last else ''}>"
+
+
+def history_names(metrics: Sequence[Metric], measured: bool, validated: bool) -> tuple[str, ...]:
+    """Columns of the history: of the training rows, then of the validation rows."""
+    names = tuple(metric.name for metric in metrics)
+    after = ("val_loss", *(f"val_{name}" for name in names)) if validated else ()
+    return ("loss", *(names if measured else ()), *after)

@@ -23,9 +23,8 @@ from gradstep.fit_arguments import (
     check_fit_schedule,
     check_lbfgs,
     check_total,
-    history_names,
 )
-from gradstep.history import History
+from gradstep.history import History, history_names
 from gradstep.layers import Input, Layer
 from gradstep.losses import Loss, is_lost
 from gradstep.metrics import Metric, MetricLike, check_metrics, try_metrics

@@ -274,13 +274,14 @@ EPOCH, BATCH, STEP, EPOCH_STEP, DIVERGED = range(5)
 epoch, and whether a loss or parameter became non-finite."""
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
-"""Without Numba's reference counts, which took half of a tiny network's step: nothing is allocated in here,
-the caller holds all arrays, and no function returns one."""
+"""Without Numba's reference counts, which took half of a tiny network's step; the option is private, but as
+old as the oldest Numba that is allowed. Nothing is allocated in here, and the caller holds all arrays. Numba
+then refuses functions that return one, unless they are inlined before it looks."""
 jit: Callable[..., Any] = numba.njit(**_OPTIONS)
 inlined: Callable[..., Any] = numba.njit(forceinline=True, **_OPTIONS)
 """For what a step calls with whole models: to pass their arrays takes longer than a tiny layer."""
 view: Callable[..., Any] = numba.njit(inline="always", **_OPTIONS)
-"""For what returns views, which must not be calls."""
+"""For what returns views."""
 _INLINE: Any = {"forceinline": True, "fastmath": {"contract"}, **_OPTIONS}
 elementary: Callable[..., Any] = numba.njit(**_INLINE)
 """For functions of one number: a loop becomes vector code only if nothing in it is called. Products and sums
@@ -873,7 +874,10 @@ def _sum(values: Array) -> float:
 
 @summing
 def _few_weight_gradients(x: Array, delta: Array, dW: Array) -> None:
-    """Write x delta^T to dW, two inputs and two outputs at a time: a vector is loaded for two products."""
+    """Write x delta^T to dW, two inputs and two outputs at a time: a vector is loaded for two products.
+
+    The last of an odd number is its own partner: the same sum is written twice.
+    """
     n_in, n_out = dW.shape
     zero = x.dtype.type(0)
     for i in range(0, n_in, 2):
@@ -1482,7 +1486,7 @@ def _end_of_layer(model: Model, layer: int) -> int:
     return model.layers[layer + 1, WEIGHTS] if layer + 1 < model.layers.shape[0] else model.theta.size
 
 
-@jit
+@view
 def _layer_of(model: Model, layer: int) -> Model:
     """One layer as a model of its own, for its update."""
     start, stop = model.layers[layer, WEIGHTS], _end_of_layer(model, layer)

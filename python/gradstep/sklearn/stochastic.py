@@ -102,7 +102,7 @@ class StochasticSolver:
         self.n = len(rows) if split.train is None else len(split.train)
         self.batch_size = self._batch_size()
         if engine.plan.normalises_batches and self.batch_size < 2:
-            raise ValueError("batch_size must be at least 2 with normalization='batch', got 1")
+            raise ValueError("normalization='batch' needs batches of at least 2 rows, got 1")
         self.updates = first_update
         # Where no epoch has a score, the coefficients stay what they were.
         self.best = None if split.score is None else Coefficients.of(estimator)
