@@ -533,7 +533,7 @@ def test_unknown_normalization_and_lbfgs_are_errors(digits):
     X, y = digits
     with pytest.raises(ValueError, match="unknown normalization"):
         MLPClassifier(normalization="group").fit(X, y)
-    with pytest.raises(ValueError, match="batch_size must be at least 2 with normalization='batch'"):
+    with pytest.raises(ValueError, match="normalization='batch' needs batches of at least 2 rows"):
         MLPClassifier(normalization="batch", batch_size=1).fit(X, y)
     with pytest.raises(ValueError, match="normalization needs the solver adam or sgd"):
         MLPClassifier(normalization="layer", solver="lbfgs").fit(X, y)
