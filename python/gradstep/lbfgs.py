@@ -83,7 +83,6 @@ class Objective:
     def __init__(self, engine: Engine, X: Array, y: Array, weight: Array | None) -> None:
         self.engine = engine
         self.rows = X, y, weight
-        self._known: tuple[Array, tuple[float, Array]] | None = None
         self.frozen = [
             f"{layer.name}.{name}"
             for layer in engine.plan.layers
@@ -92,14 +91,7 @@ class Objective:
         ]
 
     def __call__(self, theta: Array) -> tuple[float, Array]:
-        """Loss and gradient, float64; SciPy begins where the caller has looked already."""
-        if self._known is not None and np.array_equal(self._known[0], theta):
-            return self._known[1]
-        found = self._computed(theta)
-        self._known = theta.copy(), found
-        return found
-
-    def _computed(self, theta: Array) -> tuple[float, Array]:
+        """Loss and gradient, float64."""
         set_packed(self.engine, theta)
         loss, gradients, _ = self.engine.loss_and_gradients(*self.rows)
         for name in self.frozen:

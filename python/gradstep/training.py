@@ -297,8 +297,14 @@ class LbfgsTraining(Training):
         }
         try:
             with np.errstate(all="ignore"):
-                if np.isfinite(objective(self.good)[0]):
-                    minimize(objective, self.good, self._iteration, options)
+                known = [objective(self.good)]  # what SciPy asks for first
+                if np.isfinite(known[0][0]):
+                    minimize(
+                        lambda theta: known.pop() if known else objective(theta),
+                        self.good,
+                        self._iteration,
+                        options,
+                    )
                 else:
                     self.history.stopped = "diverged"
         finally:
