@@ -79,6 +79,5 @@ def dtype(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
     """Set the number of threads of the compiled backend, and put it back afterwards."""
-    BACKENDS["cpp"].set_num_threads(0)
     yield BACKENDS["cpp"].set_num_threads
     BACKENDS["cpp"].set_num_threads(0)

@@ -88,6 +88,16 @@ def test_every_optimizer_loss_and_layer_of_the_toolbox_has_the_same_reference(ca
     assert check_loss("gradstep-numpy", small) == pytest.approx(expected_losses(small)[-1], rel=1e-4)
 
 
+@pytest.mark.parametrize("averaging", cases.AVERAGES)
+def test_the_mean_of_the_parameters_is_that_of_the_reference(averaging):
+    case = cases.Case("small", (5, 8, 3), "tanh", "mse", 50, 16, 0.01, averaging=averaging)
+    data, weights, orders = cases.make_data(case), cases.make_weights(case), cases.make_orders(case, 3)
+    session = CONTENDERS["gradstep-numpy"].prepare(case, data, weights, threads=1)
+    session.run(3, orders)
+    expected = reference.average(case, data, weights, 3, orders)
+    assert cases.distance(session.average(), expected) < 1e-4 * cases.distance(expected, weights)
+
+
 def test_a_case_survives_its_way_through_json():
     assert cases.Case.from_json(SMALLEST.to_json()) == SMALLEST
 

@@ -535,6 +535,8 @@ def test_unknown_normalization_and_lbfgs_are_errors(digits):
         MLPClassifier(normalization="group").fit(X, y)
     with pytest.raises(ValueError, match="normalization='batch' needs batches of at least 2 rows"):
         MLPClassifier(normalization="batch", batch_size=1).fit(X, y)
+    with pytest.raises(ValueError, match="normalization='batch' needs batches of at least 2 rows"):
+        MLPClassifier(normalization="batch").partial_fit(X[:1], y[:1], classes=np.unique(y))
     with pytest.raises(ValueError, match="normalization needs the solver adam or sgd"):
         MLPClassifier(normalization="layer", solver="lbfgs").fit(X, y)
 
