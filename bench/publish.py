@@ -2,8 +2,8 @@
 
 python bench/publish.py bench/results/run.json
 
-Replaces what stands between the markers ``<!-- steps -->`` and ``<!-- /steps -->``, or ``more`` and
-``toolbox`` for a run of those cases; needs matplotlib.
+Replaces what stands between the markers ``<!-- steps -->`` and ``<!-- /steps -->``, or ``more``, ``toolbox``
+and ``toolbox-wide`` for a run of those cases; needs matplotlib.
 """
 
 from __future__ import annotations
