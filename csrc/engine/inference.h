@@ -48,35 +48,26 @@ private:
     }
 
     double run_tile(const Batch<T>& tile, const Workspace<T>& ws, const T* theta, T* out) const {
-        const ptrdiff_t stride = net_.tile_stride(tile.rows, ws.rows), width = net_.plan().n_out();
-        gather_x(net_, tile, ws.inputs.x, stride);
+        gather_x(net_, tile, ws.inputs.x, net_.tile_stride(tile.rows, ws.rows));
         net_.forward(ws, ws.inputs.x, theta, tile.rows);
-        LossBatch<T> batch{.z = net_.outputs_in_lanes(ws, tile.rows),
-                           .y = ws.inputs.y,
-                           .weight = ws.inputs.weight,
-                           .delta = nullptr,
-                           .link = nullptr,
-                           .outputs = width,
-                           .lanes = net_.whole_lanes(tile.rows),
-                           .stride = stride,
-                           .scale = T(0),
-                           .option = net_.loss_option()};
-        double loss = 0;
-        if (tile.data->y || tile.data->labels) {
-            gather_targets(net_, tile, ws.inputs.y, ws.inputs.weight, stride);
-            loss = net_.loss().value(batch);
-        }
-        if (!out) return loss;
-        const T* result = batch.z;
-        if (net_.loss().link) {
-            batch.link = ws.lanes_delta;
-            net_.loss().link(batch);
-            result = ws.lanes_delta;
-        }
-        T* to = out + tile.first * width;
-        for (ptrdiff_t r = 0; r < tile.rows; ++r)
-            for (ptrdiff_t o = 0; o < width; ++o) to[r * width + o] = result[o * stride + r];
+        const double loss = tile.data->y || tile.data->labels ? loss_of(tile, ws) : 0;
+        if (out) net_.copy_predictions(ws, tile.rows, out + tile.first * net_.plan().n_out());
         return loss;
+    }
+
+    double loss_of(const Batch<T>& tile, const Workspace<T>& ws) const {
+        const ptrdiff_t stride = net_.tile_stride(tile.rows, ws.rows);
+        gather_targets(net_, tile, ws.inputs.y, ws.inputs.weight, stride);
+        return net_.loss().value({.z = net_.outputs_in_lanes(ws, tile.rows),
+                                  .y = ws.inputs.y,
+                                  .weight = ws.inputs.weight,
+                                  .delta = nullptr,
+                                  .link = nullptr,
+                                  .outputs = net_.plan().n_out(),
+                                  .lanes = net_.whole_lanes(tile.rows),
+                                  .stride = stride,
+                                  .scale = T(0),
+                                  .option = net_.loss_option()});
     }
 
     const Net<T>& net_;

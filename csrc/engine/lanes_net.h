@@ -65,8 +65,8 @@ public:
             ws.lanes_layers.push_back({d.n_in, d.n_out, static_cast<ptrdiff_t>(at.weights),
                                        static_cast<ptrdiff_t>(at.biases), &activation, z, a});
         }
-        ws.lanes_delta = take.take<T>(static_cast<std::size_t>(this->plan_.n_out()) * n);
         if (!training) return;
+        ws.lanes_delta = take.take<T>(static_cast<std::size_t>(this->plan_.n_out()) * n);
         ws.errors = {take.take<T>(widest * n), take.take<T>(widest * n)};
         ws.sums = take.take<T>(this->layout_.total * static_cast<std::size_t>(this->k_.lanes));
     }
@@ -98,6 +98,14 @@ public:
         this->k_.sum_vectors(ws.sums + this->layout_.weights * L, static_cast<ptrdiff_t>(n_biases_),
                              gradient + this->layout_.weights);
         end_phase(ws.laps, Phase::weight_gradient);
+    }
+
+    void copy_predictions(const Workspace<T>& ws, ptrdiff_t rows, T* to) const override {
+        const ptrdiff_t lanes = this->whole_lanes(rows), width = this->plan_.n_out();
+        T* outputs = ws.lanes_layers.back().a;
+        if (this->loss_.link) this->link(outputs, outputs, width, lanes, lanes);
+        for (ptrdiff_t r = 0; r < rows; ++r)
+            for (ptrdiff_t o = 0; o < width; ++o) to[r * width + o] = outputs[o * lanes + r];
     }
 
     void copy_input_gradient(const Workspace<T>& ws, ptrdiff_t rows, T* to) const override {

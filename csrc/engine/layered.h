@@ -21,8 +21,11 @@ public:
         else
             gather(b, threads);
         if (ws_.share) share(b);
-        for (std::size_t l = is_sparse_ ? 1 : 0; l < net_.plan().layers.size(); ++l)
-            forward_layer(b.rows, theta, l, threads);
+        const std::size_t first = is_sparse_ ? 1 : 0, last = net_.plan().layers.size() - 1;
+        for (std::size_t l = first; l < last; ++l) forward_layer(b.rows, theta, l, threads);
+        if (of_panels_ && last >= first && net_.plan().layers[last].is_dense())
+            return forward_with_loss(b, theta, last, scale, threads);
+        if (last >= first) forward_layer(b.rows, theta, last, threads);
         return loss(b, scale, threads);
     }
 
@@ -42,11 +45,13 @@ protected:
     using PanelStep<T>::net_;
     using PanelStep<T>::ws_;
     using PanelStep<T>::x_;
+    using PanelStep<T>::of_panels_;
     using PanelStep<T>::kTasksPerThread;
 
 private:
     static constexpr int64_t kGatherRows = 32;
     static constexpr int64_t kLeastTaskRows = 28;  // two product tiles
+    static constexpr int kRowTasks = 2;            // a thread: each transposes all weights
     static constexpr int64_t kOtherWork = 16;      // operations that an element of a layer without products is worth
 
     SparseBatch<T> sparse_;
@@ -134,21 +139,55 @@ private:
     }
 
     void forward_layer(int64_t rows, const T* theta, std::size_t l, int threads) {
-        const LayerPlan& d = net_.plan().layers[l];
-        if (!d.is_dense()) return forward_other(rows, theta, l, threads);
-        const ptrdiff_t panels = net_.panels(d.n_out);
-        threads = this->threads_for(2 * rows * d.n_in * d.n_out, threads);
-        const ptrdiff_t wanted = threads > 1 ? kTasksPerThread * threads : 1;
-        const ptrdiff_t by_panel = std::min(panels, wanted);
-        const ptrdiff_t by_row =
-            std::clamp<ptrdiff_t>(wanted / by_panel, 1, (rows + kLeastTaskRows - 1) / kLeastTaskRows);
-        parallel_for(static_cast<int>(by_panel * by_row), threads, [&](int t, int worker) {
+        if (!net_.plan().layers[l].is_dense()) return forward_other(rows, theta, l, threads);
+        threads = threads_of_layer(rows, l, threads);
+        const Cut cut = cut_outputs(rows, l, threads);
+        const ptrdiff_t panels = net_.panels(net_.plan().layers[l].n_out);
+        parallel_for(static_cast<int>(cut.panels * cut.rows), threads, [&](int t, int worker) {
             Laps* laps = this->profile_.begin(worker);
-            const ptrdiff_t p = t % by_panel, r = t / by_panel;
-            net_.forward_panels(ws_, x_, theta, l, panels * p / by_panel, panels * (p + 1) / by_panel,
-                                rows * r / by_row, rows * (r + 1) / by_row);
+            const ptrdiff_t p = t % cut.panels, r = t / cut.panels;
+            net_.forward_panels(ws_, x_, theta, l, panels * p / cut.panels, panels * (p + 1) / cut.panels,
+                                rows * r / cut.rows, rows * (r + 1) / cut.rows);
             end_phase(laps, Phase::forward);
         });
+    }
+
+    // Outputs that are many become losses and errors while they are in the cache.
+    double forward_with_loss(const Batch<T>& b, const T* theta, std::size_t l, T scale, int threads) {
+        const int sharing = threads_of_layer(b.rows, l, threads);
+        const Cut cut = cut_outputs(b.rows, l, sharing);
+        if (cut.rows > 1) {
+            forward_layer(b.rows, theta, l, threads);
+            return loss(b, scale, threads);
+        }
+        const ptrdiff_t panels = net_.panels(net_.plan().n_out());
+        parallel_for(static_cast<int>(cut.panels), sharing, [&](int p, int worker) {
+            Laps* laps = this->profile_.begin(worker);
+            const auto loss_of_rows = [&](ptrdiff_t o, ptrdiff_t r, ptrdiff_t rows) {
+                end_phase(laps, Phase::forward);
+                this->losses_of_panel(b, o, r, r + rows, scale);
+                end_phase(laps, Phase::loss);
+            };
+            net_.dense_panels(ws_, x_, theta, l, panels * p / cut.panels, panels * (p + 1) / cut.panels, 0, b.rows,
+                              loss_of_rows);
+        });
+        return this->sum_of_losses(b.rows);
+    }
+
+    // Into how many parts the threads cut a layer's outputs.
+    struct Cut {
+        ptrdiff_t panels, rows;
+    };
+
+    int threads_of_layer(int64_t rows, std::size_t l, int threads) const {
+        const LayerPlan& d = net_.plan().layers[l];
+        return this->threads_for(2 * rows * d.n_in * d.n_out, threads);
+    }
+
+    Cut cut_outputs(int64_t rows, std::size_t l, int threads) const {
+        const ptrdiff_t wanted = threads > 1 ? kTasksPerThread * threads : 1;
+        const ptrdiff_t by_panel = std::min(net_.panels(net_.plan().layers[l].n_out), wanted);
+        return {by_panel, std::clamp<ptrdiff_t>(wanted / by_panel, 1, (rows + kLeastTaskRows - 1) / kLeastTaskRows)};
     }
 
     double loss(const Batch<T>& b, T scale, int threads) {
@@ -172,9 +211,9 @@ private:
         const LayerPlan& d = net_.plan().layers[l];
         const ptrdiff_t inputs = net_.panels(d.n_in), outputs = net_.panels(d.n_out);
         threads = this->threads_for(4 * rows * d.n_in * d.n_out, threads);
-        if (first_error < inputs && threads > 1 && inputs < 2 * threads) {
-            input_errors(rows, theta, l, first_error, threads);
-            first_error = inputs;
+        if (threads > 1 && inputs < 2 * threads) {
+            if (first_error < inputs) input_errors(rows, theta, l, first_error, threads);
+            return weight_gradients(rows, l, sink, threads);
         }
         // dX of an input panel needs all output panels; dW alone can be cut finer.
         const ptrdiff_t wanted = threads > 1 ? kTasksPerThread * threads : 1;
@@ -189,16 +228,29 @@ private:
         });
     }
 
+    // Of a layer with few input panels: the threads share the rows, if there are enough, and read their errors once.
     void input_errors(int64_t rows, const T* theta, std::size_t l, ptrdiff_t first, int threads) {
-        const ptrdiff_t inputs = net_.panels(net_.plan().layers[l].n_in) - first;
         const ptrdiff_t by_row =
-            std::clamp<ptrdiff_t>(kTasksPerThread * threads / inputs, 1, (rows + kLeastTaskRows - 1) / kLeastTaskRows);
-        parallel_for(static_cast<int>(inputs * by_row), threads, [&](int t, int worker) {
+            std::clamp<ptrdiff_t>(kRowTasks * threads, 1, (rows + kLeastTaskRows - 1) / kLeastTaskRows);
+        const ptrdiff_t inputs = net_.panels(net_.plan().layers[l].n_in) - first;
+        const ptrdiff_t by_panel = by_row < threads ? inputs : 1;
+        parallel_for(static_cast<int>(by_panel * by_row), threads, [&](int t, int worker) {
             Laps* laps = this->profile_.begin(worker);
-            const ptrdiff_t i = first + t % inputs, r = t / inputs;
-            net_.input_error_rows(ws_, theta, l, i, rows * r / by_row, rows * (r + 1) / by_row,
-                                  this->worker_of(worker).scratch);
+            const ptrdiff_t i = t % by_panel, r = t / by_panel;
+            net_.input_error_rows(ws_, theta, l, first + inputs * i / by_panel, first + inputs * (i + 1) / by_panel,
+                                  rows * r / by_row, rows * (r + 1) / by_row, this->worker_of(worker).scratch);
             end_phase(laps, Phase::input_gradient);
+        });
+    }
+
+    void weight_gradients(int64_t rows, std::size_t l, const GradientSink<T>& sink, int threads) {
+        const ptrdiff_t outputs = net_.panels(net_.plan().layers[l].n_out);
+        const ptrdiff_t tasks = std::min<ptrdiff_t>(kTasksPerThread * threads, outputs);
+        parallel_for(static_cast<int>(tasks), threads, [&](int t, int worker) {
+            GradientSink<T> to = sink;
+            to.laps = this->profile_.begin(worker);
+            net_.weight_gradients(ws_, x_, l, outputs * t / tasks, outputs * (t + 1) / tasks, rows, to,
+                                  this->worker_of(worker).scratch);
         });
     }
 };

@@ -6,7 +6,7 @@
 namespace gradstep {
 
 template <class T>
-constexpr Loss<T> kCustom = {kCustomLoss, false, false, 1, nullptr, nullptr};
+constexpr Loss<T> kCustom = {kCustomLoss, false, false, 1, nullptr, nullptr, {}};
 
 template <class T>
 const Loss<T>& loss_of(const Kernels<T>& kernels, const Plan& plan) {

@@ -105,6 +105,8 @@ public:
                           bool input_gradient) const = 0;
     // After the last tile of a chunk.
     virtual void finish_gradient(const Workspace<T>& ws, T* gradient) const = 0;
+    // The tile's outputs through the link, row-major (rows, n_out). They are lost.
+    virtual void copy_predictions(const Workspace<T>& ws, ptrdiff_t rows, T* to) const = 0;
     // dJ/dx of the last tile, row-major (rows, n_in).
     virtual void copy_input_gradient(const Workspace<T>& ws, ptrdiff_t rows, T* to) const = 0;
 
@@ -123,6 +125,19 @@ public:
     ptrdiff_t y_rows() const { return loss_.takes_labels ? 1 : whole_lanes(targets_); }
 
 protected:
+    void link(const T* z, T* to, ptrdiff_t outputs, ptrdiff_t lanes, ptrdiff_t stride) const {
+        loss_.link({.z = z,
+                    .y = nullptr,
+                    .weight = nullptr,
+                    .delta = nullptr,
+                    .link = to,
+                    .outputs = outputs,
+                    .lanes = lanes,
+                    .stride = stride,
+                    .scale = T(0),
+                    .option = loss_option()});
+    }
+
     const Activation<T>& activation(std::size_t layer) const { return *activations_[layer]; }
     std::size_t depth() const { return plan_.layers.size(); }
 

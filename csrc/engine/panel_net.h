@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "engine/batch.h"
 #include "engine/net.h"
 #include "engine/panel_layers.h"
 #include "engine/update.h"
@@ -46,6 +47,8 @@ struct GradientSink {
 template <class T>
 class PanelNet final : public Net<T> {
 public:
+    static constexpr ptrdiff_t kRowBlock = 192;  // of products
+
     PanelNet(const Kernels<T>& kernels, const Plan& plan, int vectors)
         : Net<T>(kernels, plan),
           v_(vectors - 1),
@@ -117,8 +120,9 @@ public:
         ws.inputs = {take.take<T>(x_size(rows)), take.take<T>(this->y_size(rows)), take.take<T>(n)};
         take_activations(take, ws, rows, training, !this->plan_.is_chain());
         ws.lanes_z = take.take<T>(outputs * n);
+        if (!training) return;
         ws.lanes_delta = take.take<T>(outputs * n);
-        if (training) ws.scratch = take.take<T>(scratch_size());
+        ws.scratch = take.take<T>(scratch_size());
     }
 
     // Everything but the gathered inputs and the loss's lanes. The errors of all layers may be wanted at once, as the
@@ -142,7 +146,9 @@ public:
         ws.errors.assign(this->depth() + 1, nullptr);
         for (std::size_t l = 0; l < ws.errors.size(); ++l) {
             const ptrdiff_t width = l ? this->plan_.layers[l - 1].n_out : this->plan_.n_in();
-            if (all_errors)
+            if (l == this->depth() && outputs_become_errors())
+                ws.errors[l] = ws.a.back();
+            else if (all_errors)
                 ws.errors[l] = take.take<T>(static_cast<std::size_t>(padded(width)) * n);
             else
                 ws.errors[l] = l < 2 ? take.take<T>(widest) : ws.errors[l - 2];
@@ -177,8 +183,15 @@ public:
     // keep a block of the input in the second-level cache while weights stream by.
     void forward_panels(const Workspace<T>& ws, const T* x, const T* theta, std::size_t l, ptrdiff_t o0, ptrdiff_t o1,
                         ptrdiff_t r0, ptrdiff_t r1) const {
+        if (!this->plan_.layers[l].is_dense()) return other_panels(ws, x, theta, l, o0, o1, r0, r1);
+        dense_panels(ws, x, theta, l, o0, o1, r0, r1, [](ptrdiff_t, ptrdiff_t, ptrdiff_t) {});
+    }
+
+    // The same of a dense layer; done(o, r, rows) is called with rows of a panel that are still in the cache.
+    template <class Done>
+    void dense_panels(const Workspace<T>& ws, const T* x, const T* theta, std::size_t l, ptrdiff_t o0, ptrdiff_t o1,
+                      ptrdiff_t r0, ptrdiff_t r1, const Done& done) const {
         const LayerPlan& d = this->plan_.layers[l];
-        if (!d.is_dense()) return other_panels(ws, x, theta, l, o0, o1, r0, r1);
         const LayerParameters& at = this->layout_.layers[l];
         const T* in = input(ws, x, l);
         const ptrdiff_t block = P_ * P_, row_panels = panels(d.n_out);
@@ -201,7 +214,9 @@ public:
                                           .ahead = {o + 1 < o1 ? weights + block : nullptr},
                                           .ahead_segment = row_panels * block,
                                           .half = is_half(d.n_out, o)});
-                    if (k + kDepthBlock >= d.n_in) activate(ws, l, o, r, rows);
+                    if (k + kDepthBlock < d.n_in) continue;
+                    activate(ws, l, o, r, rows);
+                    done(o, r, rows);
                 }
         }
     }
@@ -278,6 +293,17 @@ public:
         end_phase(sink.laps, Phase::input_gradient);
     }
 
+    // All blocks of dW of output panels [o0, o1), and their bias gradients: for layers with few input panels, whose
+    // errors are then read once.
+    void weight_gradients(const Workspace<T>& ws, const T* x, std::size_t l, ptrdiff_t o0, ptrdiff_t o1, ptrdiff_t rows,
+                          const GradientSink<T>& sink, T* scratch) const {
+        for (ptrdiff_t o = o0; o < o1; ++o) {
+            for (ptrdiff_t i = 0; i < panels(this->plan_.layers[l].n_in); ++i)
+                weight_gradient(ws, x, l, i, o, rows, sink, scratch);
+            bias_gradient(ws, l, o, rows, sink, scratch);
+        }
+    }
+
     // Rows [r0, r1) of the first layer for sparse rows, activation included. row_of(r) gives row r of the batch.
     template <class RowOf>
     void sparse_forward_rows(const Workspace<T>& ws, const T* theta, ptrdiff_t r0, ptrdiff_t r1,
@@ -310,27 +336,48 @@ public:
         }
     }
 
-    // Rows [r0, r1) of one input panel of dX, without dW: for layers with too few input panels to share.
-    void input_error_rows(const Workspace<T>& ws, const T* theta, std::size_t l, ptrdiff_t i, ptrdiff_t r0,
-                          ptrdiff_t r1, T* scratch) const {
+    // Rows [r0, r1) of input panels [i0, i1) of dX, without dW.
+    void input_error_rows(const Workspace<T>& ws, const T* theta, std::size_t l, ptrdiff_t i0, ptrdiff_t i1,
+                          ptrdiff_t r0, ptrdiff_t r1, T* scratch) const {
         const ptrdiff_t all = panels(this->plan_.layers[l].n_out);
         for (ptrdiff_t o = 0; o < all; o += kGroup)
-            input_error(ws, theta, l, i, o, std::min(o + kGroup, all), r0, r1, scratch);
-        if (others_.links(l).last) through_activation(ws, this->plan_.layers[l].input, i, r0, r1);
+            for (ptrdiff_t i = i0; i < i1; ++i)
+                input_error(ws, theta, l, i, o, std::min(o + kGroup, all), r0, r1, scratch);
+        for (ptrdiff_t i = i0; i < i1 && others_.links(l).last; ++i)
+            through_activation(ws, this->plan_.layers[l].input, i, r0, r1);
     }
 
     // The errors of the outputs, rows [r0, r1): lanes (a block of their own) to panels, times the derivative
     // of the last activation. Also writes the pad rows of the last square.
     void output_error(const Workspace<T>& ws, const T* lanes_delta, ptrdiff_t lane_stride, ptrdiff_t r0,
                       ptrdiff_t r1) const {
-        const std::size_t last = this->depth() - 1;
-        T* delta = ws.errors[last + 1];
-        this->k_.lanes_to_panels[v_](lanes_delta, lane_stride, r1 - r0, this->plan_.n_out(), delta + r0 * P_, ws.rows);
-        if (const auto backward = this->activation(last).backward)
-            for (ptrdiff_t o = 0; o < panels(this->plan_.n_out()); ++o) {
-                const ptrdiff_t at = o * ws.rows * P_ + r0 * P_;
-                backward(ws.z[last] + at, ws.a[last] + at, delta + at, (r1 - r0) * P_);
-            }
+        this->k_.lanes_to_panels[v_](lanes_delta, lane_stride, r1 - r0, this->plan_.n_out(),
+                                     ws.errors[this->depth()] + r0 * P_, ws.rows);
+        for (ptrdiff_t o = 0; o < panels(this->plan_.n_out()); ++o) output_error_through_activation(ws, o, r0, r1);
+    }
+
+    // Whether loss_of_panel may be asked: its vectors are of columns, which should be outputs for the most part.
+    bool takes_loss_of_panels() const {
+        const ptrdiff_t outputs = this->plan_.n_out();
+        return this->loss_.panel[v_] && 2 * outputs >= padded(outputs);
+    }
+
+    // The sum of weight * loss of output panel o, for the batch's rows from r0 on; leaves the errors of the outputs.
+    double loss_of_panel(const Workspace<T>& ws, const Batch<T>& b, ptrdiff_t o, ptrdiff_t r0, T scale) const {
+        const ptrdiff_t at = (o * ws.rows + r0) * P_, outputs = this->plan_.n_out(), first = b.index ? 0 : b.first;
+        T* delta = ws.errors[this->depth()] + at;
+        const double loss = this->loss_.panel[v_]({.z = ws.a.back() + at,
+                                                   .y = b.data->y + first * outputs + o * P_,
+                                                   .index = b.index ? b.index + b.first : nullptr,
+                                                   .weight = b.data->weight ? b.data->weight + first : nullptr,
+                                                   .delta = delta,
+                                                   .rows = b.rows,
+                                                   .columns = std::min(P_, outputs - o * P_),
+                                                   .y_stride = outputs,
+                                                   .scale = scale,
+                                                   .option = this->loss_option() + o * P_});
+        output_error_through_activation(ws, o, r0, r0 + b.rows);
+        return loss;
     }
 
     // Rows [r0, r1) of the outputs, into lanes of their own.
@@ -340,6 +387,14 @@ public:
 
     void finish_gradient(const Workspace<T>&, T*) const override {}
 
+    void copy_predictions(const Workspace<T>& ws, ptrdiff_t rows, T* to) const override {
+        const ptrdiff_t width = this->plan_.n_out();
+        if (this->loss_.link) link_outputs(ws, rows);
+        for (ptrdiff_t r = 0; r < rows; ++r)
+            for (ptrdiff_t o = 0; o < width; o += P_)
+                std::copy_n(ws.a.back() + o * ws.rows + r * P_, std::min(P_, width - o), to + r * width + o);
+    }
+
     void copy_input_gradient(const Workspace<T>& ws, ptrdiff_t rows, T* to) const override {
         const ptrdiff_t width = this->plan_.n_in();
         for (ptrdiff_t r = 0; r < rows; ++r)
@@ -348,8 +403,33 @@ public:
     }
 
 private:
-    static constexpr ptrdiff_t kGroup = 4;  // output panels whose transposed weights fit the first-level cache
-    static constexpr ptrdiff_t kRowBlock = 192, kDepthBlock = 1024;  // 768 KB of float inputs
+    static constexpr ptrdiff_t kGroup = 4;          // output panels whose transposed weights fit the first-level cache
+    static constexpr ptrdiff_t kDepthBlock = 1024;  // with kRowBlock 768 KB of float inputs
+
+    void output_error_through_activation(const Workspace<T>& ws, ptrdiff_t o, ptrdiff_t r0, ptrdiff_t r1) const {
+        const std::size_t last = this->depth() - 1;
+        const ptrdiff_t at = (o * ws.rows + r0) * P_;
+        if (const auto backward = this->activation(last).backward)
+            backward(ws.z[last] + at, ws.a[last] + at, ws.errors[last + 1] + at, (r1 - r0) * P_);
+    }
+
+    // In place. Where the loss takes each output by itself, so does the link, to which a panel then is one output.
+    void link_outputs(const Workspace<T>& ws, ptrdiff_t rows) const {
+        const ptrdiff_t outputs = this->plan_.n_out(), lanes = this->whole_lanes(rows);
+        T* a = ws.a.back();
+        if (this->loss_.panel[v_]) {
+            for (ptrdiff_t o = 0; o < panels(outputs); ++o, a += ws.rows * P_) this->link(a, a, 1, rows * P_, 0);
+            return;
+        }
+        outputs_to_lanes(ws, 0, rows, ws.lanes_z, ws.rows);
+        this->link(ws.lanes_z, ws.lanes_z, outputs, lanes, ws.rows);
+        this->k_.lanes_to_panels[v_](ws.lanes_z, ws.rows, rows, outputs, a, ws.rows);
+    }
+
+    // Whether nobody wants the outputs once their errors are known.
+    bool outputs_become_errors() const {
+        return this->plan_.is_chain() && !this->activation(this->depth() - 1).backward;
+    }
 
     const T* input(const Workspace<T>& ws, const T* x, std::size_t l) const {
         const int64_t from = this->plan_.layers[l].input;

@@ -25,14 +25,15 @@ public:
         const ptrdiff_t most = std::max(capacity, capacity_);
         capacity_ = 0;  // nothing fits until the new memory is there
         workers_.resize(std::max(workers, workers_.size()));
-        losses_.resize(static_cast<std::size_t>((most + loss_rows_ - 1) / loss_rows_));
+        losses_.resize(static_cast<std::size_t>(loss_blocks(most) * losses_a_block()));
         arena_.allocate([&](Taker& take) {
             x_ = sparse ? nullptr : take.template take<T>(net_.x_size(most));
             net_.take_activations(take, ws_, most, true, all_errors_);
             for (Worker& w : workers_) {
                 const auto lanes = static_cast<std::size_t>(loss_rows_);
-                const auto outputs = static_cast<std::size_t>(net_.padded(net_.plan().n_out())) * lanes;
                 w.scratch = take.template take<T>(net_.scratch_size());
+                if (of_panels_) continue;
+                const auto outputs = static_cast<std::size_t>(net_.padded(net_.plan().n_out())) * lanes;
                 w.z = take.template take<T>(outputs);
                 w.delta = take.template take<T>(outputs);
                 w.y = take.template take<T>(net_.y_size(loss_rows_));
@@ -61,15 +62,22 @@ public:
 
 protected:
     struct Worker {
-        T *scratch, *z, *delta, *y, *weight;
+        T *scratch, *z, *delta, *y, *weight;  // all but the first: of a loss that is not computed panel by panel
     };
+    static constexpr int64_t kLossRows = 64;
+    static_assert(PanelNet<T>::kRowBlock % kLossRows == 0);
     static constexpr int kTasksPerThread = 4;
 
     PanelStep(const PanelNet<T>& net, Profile& profile, bool all_errors)
-        : net_(net), profile_(profile), all_errors_(all_errors || !net.plan().is_chain()) {
+        : net_(net),
+          profile_(profile),
+          of_panels_(net.takes_loss_of_panels()),
+          outputs_(net.panels(net.plan().n_out())),
+          all_errors_(all_errors || !net.plan().is_chain()) {
         // The loss's lanes of a block of rows stay in the second-level cache.
-        const int64_t per_row = 3 * net.padded(net.plan().n_out()) * static_cast<int64_t>(sizeof(T));
-        loss_rows_ = net.whole_lanes(static_cast<ptrdiff_t>(std::clamp<int64_t>(kLossBytes / per_row, 1, 64)));
+        const int64_t per_row = 3 * net_.padded(net_.plan().n_out()) * static_cast<int64_t>(sizeof(T));
+        const int64_t fitting = std::clamp<int64_t>(kLossBytes / per_row, 1, kLossRows);
+        loss_rows_ = of_panels_ ? kLossRows : net.whole_lanes(static_cast<ptrdiff_t>(fitting));
     }
 
     int threads_for(int64_t work, int threads) const {
@@ -87,35 +95,51 @@ protected:
     // Block t of the rows: their losses are added up block by block, whoever does them.
     void loss_block(const Batch<T>& b, int t, T scale, const Worker& w) {
         const int64_t from = t * loss_rows_, to = std::min(from + loss_rows_, b.rows);
+        if (of_panels_)
+            for (ptrdiff_t o = 0; o < outputs_; ++o) losses_of_panel(b, o, from, to, scale);
+        else
+            losses_[static_cast<std::size_t>(t)] = loss_in_lanes(b.part(from, to), from, scale, w);
+    }
+
+    // Whole blocks of rows of one panel: nothing is transposed, and the targets are read where they lie.
+    void losses_of_panel(const Batch<T>& b, ptrdiff_t o, int64_t from, int64_t to, T scale) {
+        for (int64_t r = from; r < to; r += loss_rows_)
+            losses_[static_cast<std::size_t>(r / loss_rows_ * outputs_ + o)] =
+                net_.loss_of_panel(ws_, b.part(r, std::min(r + loss_rows_, to)), o, r, scale);
+    }
+
+    double loss_in_lanes(const Batch<T>& block, int64_t from, T scale, const Worker& w) const {
+        const int64_t to = from + block.rows;
         net_.outputs_to_lanes(ws_, from, to, w.z, loss_rows_);
-        gather_targets(net_, b.part(from, to), w.y, w.weight, loss_rows_);
-        losses_[static_cast<std::size_t>(t)] = net_.loss().value({.z = w.z,
-                                                                  .y = w.y,
-                                                                  .weight = w.weight,
-                                                                  .delta = w.delta,
-                                                                  .link = nullptr,
-                                                                  .outputs = net_.plan().n_out(),
-                                                                  .lanes = net_.whole_lanes(to - from),
-                                                                  .stride = loss_rows_,
-                                                                  .scale = scale,
-                                                                  .option = net_.loss_option()});
+        gather_targets(net_, block, w.y, w.weight, loss_rows_);
+        const double loss = net_.loss().value({.z = w.z,
+                                               .y = w.y,
+                                               .weight = w.weight,
+                                               .delta = w.delta,
+                                               .link = nullptr,
+                                               .outputs = net_.plan().n_out(),
+                                               .lanes = net_.whole_lanes(block.rows),
+                                               .stride = loss_rows_,
+                                               .scale = scale,
+                                               .option = net_.loss_option()});
         net_.output_error(ws_, w.delta, loss_rows_, from, to);
+        return loss;
     }
 
     // The mean loss of all rows, from the caller.
     double custom_loss(const Batch<T>& b, const Worker& w) {
         const ptrdiff_t width = net_.plan().n_out();
-        outputs_.resize(static_cast<std::size_t>(b.rows * width));
-        gradient_.resize(outputs_.size());
+        prediction_.resize(static_cast<std::size_t>(b.rows * width));
+        gradient_.resize(prediction_.size());
         for (int64_t from = 0; from < b.rows; from += loss_rows_) {
             const int64_t rows = std::min<int64_t>(loss_rows_, b.rows - from);
             net_.outputs_to_lanes(ws_, from, from + rows, w.z, loss_rows_);
-            T* to = outputs_.data() + from * width;
+            T* to = prediction_.data() + from * width;
             for (int64_t r = 0; r < rows; ++r)
                 for (ptrdiff_t o = 0; o < width; ++o) to[r * width + o] = w.z[o * loss_rows_ + r];
         }
         const CustomLoss<T>& custom = b.data->custom;
-        const double loss = custom.compute(custom.context, b, width, outputs_.data(), gradient_.data());
+        const double loss = custom.compute(custom.context, b, width, prediction_.data(), gradient_.data());
         for (int64_t from = 0; from < b.rows; from += loss_rows_) {
             const int64_t rows = std::min<int64_t>(loss_rows_, b.rows - from);
             const T* gradient = gradient_.data() + from * width;
@@ -129,12 +153,14 @@ protected:
 
     double sum_of_losses(int64_t rows) const {
         double sum = 0;
-        for (int t = 0; t < loss_blocks(rows); ++t) sum += losses_[static_cast<std::size_t>(t)];
+        for (int64_t i = 0; i < loss_blocks(rows) * losses_a_block(); ++i) sum += losses_[static_cast<std::size_t>(i)];
         return sum;
     }
 
     const PanelNet<T>& net_;
     Profile& profile_;
+    const bool of_panels_;     // the loss
+    const ptrdiff_t outputs_;  // in panels
     ptrdiff_t loss_rows_ = 0;
     Workspace<T> ws_;
     T* x_ = nullptr;
@@ -144,12 +170,14 @@ private:
     static constexpr int64_t kLossBytes = 128 * 1024;
     static constexpr int64_t kSharedWork = 1'000'000;  // operations of a phase that is worth a second thread
 
+    int64_t losses_a_block() const { return of_panels_ ? outputs_ : 1; }
+
     bool all_errors_;
     ptrdiff_t capacity_ = 0;
     Arena arena_;
     std::vector<Worker> workers_;
     std::vector<double> losses_;
-    std::vector<T> outputs_, gradient_;  // of a custom loss, (rows, n_out)
+    std::vector<T> prediction_, gradient_;  // of a custom loss, (rows, n_out)
 };
 
 }  // namespace gradstep

@@ -76,7 +76,7 @@ private:
         end_phase(laps, Phase::loss);
         for (std::size_t l = depth; l-- > (input_gradient ? 0 : 1);)
             for (ptrdiff_t i = 0; i < net_.panels(net_.plan().layers[l].n_in); ++i)
-                net_.input_error_rows(ws_, theta, l, i, from, to, this->worker_of(worker).scratch);
+                net_.input_error_rows(ws_, theta, l, i, i + 1, from, to, this->worker_of(worker).scratch);
         end_phase(laps, Phase::input_gradient);
     }
 

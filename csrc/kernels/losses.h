@@ -1,5 +1,6 @@
-// Losses on outputs before their link, samples in the lanes. To add one, write its struct (or its two
-// functions) and name it in kLosses. A sample of weight zero adds nothing, whatever its outputs are.
+// Losses on outputs before their link, samples in the lanes; those that take each output by itself also on panels. To
+// add one, write its struct (or its two functions) and name it in kLosses. A sample of weight zero adds nothing,
+// whatever its outputs are.
 #pragma once
 #include "kernels/elementary.h"
 #include "kernels/table.h"
@@ -7,6 +8,7 @@
 namespace {
 
 using gradstep::LossBatch;
+using gradstep::LossPanel;
 
 template <class T>
 struct ValueAndSlope {
@@ -16,7 +18,7 @@ struct ValueAndSlope {
 // (z - y)^2
 struct SquaredError {
     template <class T>
-    static ValueAndSlope<T> at(Vec<T> z, Vec<T> y, T) {
+    static ValueAndSlope<T> at(Vec<T> z, Vec<T> y, Vec<T>) {
         const Vec<T> d = z - y;
         return {d * d, d + d};
     }
@@ -25,7 +27,7 @@ struct SquaredError {
 // |z - y|, slope 0 where they meet
 struct AbsoluteError {
     template <class T>
-    static ValueAndSlope<T> at(Vec<T> z, Vec<T> y, T) {
+    static ValueAndSlope<T> at(Vec<T> z, Vec<T> y, Vec<T>) {
         const Vec<T> d = z - y;
         const Vec<T> sign = d > T(0) ? splat(T(1)) : d < T(0) ? splat(T(-1)) : d;
         return {absolute<T>(d), sign};
@@ -35,9 +37,9 @@ struct AbsoluteError {
 // Huber 1964: quadratic up to the option delta, linear beyond
 struct HuberError {
     template <class T>
-    static ValueAndSlope<T> at(Vec<T> z, Vec<T> y, T delta) {
+    static ValueAndSlope<T> at(Vec<T> z, Vec<T> y, Vec<T> delta) {
         const Vec<T> d = z - y;
-        const Vec<T> slope = minimum(maximum(d, splat(-delta)), splat(delta));
+        const Vec<T> slope = minimum(maximum(d, -delta), delta);
         return {slope * (d - T(0.5) * slope), slope};
     }
 };
@@ -45,9 +47,9 @@ struct HuberError {
 // Koenker and Bassett 1978: y above the prediction costs `quantile`, y below it the rest; slope 0 where they meet
 struct QuantileError {
     template <class T>
-    static ValueAndSlope<T> at(Vec<T> z, Vec<T> y, T quantile) {
+    static ValueAndSlope<T> at(Vec<T> z, Vec<T> y, Vec<T> quantile) {
         const Vec<T> d = z - y;
-        const Vec<T> slope = d > T(0) ? splat(T(1) - quantile) : d < T(0) ? splat(-quantile) : d;
+        const Vec<T> slope = d > T(0) ? T(1) - quantile : d < T(0) ? -quantile : d;
         return {d * slope, slope};
     }
 };
@@ -55,7 +57,7 @@ struct QuantileError {
 // Half the deviance of counts y with the rate exp(z): exp(z) - y z + y log(y) - y
 struct PoissonDeviance {
     template <class T>
-    static ValueAndSlope<T> at(Vec<T> z, Vec<T> y, T) {
+    static ValueAndSlope<T> at(Vec<T> z, Vec<T> y, Vec<T>) {
         const Vec<T> rate = exp<T>(z);
         const Vec<T> least = y > T(0) ? y * (log<T>(y) - T(1)) : Vec<T>{};
         return {rate - y * z + least, rate - y};
@@ -65,7 +67,7 @@ struct PoissonDeviance {
 // Half the deviance of positive y with the mean exp(z): z - log(y) + y exp(-z) - 1
 struct GammaDeviance {
     template <class T>
-    static ValueAndSlope<T> at(Vec<T> z, Vec<T> y, T) {
+    static ValueAndSlope<T> at(Vec<T> z, Vec<T> y, Vec<T>) {
         const Vec<T> ratio = y * exp<T>(-z);
         return {z - log<T>(y) + ratio - T(1), T(1) - ratio};
     }
@@ -75,7 +77,7 @@ struct GammaDeviance {
 // 1/2 by the option
 struct BinaryCrossEntropy {
     template <class T>
-    static ValueAndSlope<T> at(Vec<T> z, Vec<T> target, T smoothing) {
+    static ValueAndSlope<T> at(Vec<T> z, Vec<T> target, Vec<T> smoothing) {
         const Vec<T> y = target + smoothing * (T(0.5) - target);
         const Vec<T> e = exp<T>(-absolute<T>(z));
         const Vec<T> p = (z < T(0) ? e : splat(T(1))) / (e + T(1));
@@ -87,7 +89,7 @@ struct BinaryCrossEntropy {
 // softplus of -z and z, and the powers follow from them.
 struct BinaryFocal {
     template <class T>
-    static ValueAndSlope<T> at(Vec<T> z, Vec<T> y, T gamma) {
+    static ValueAndSlope<T> at(Vec<T> z, Vec<T> y, Vec<T> gamma) {
         const Vec<T> e = exp<T>(-absolute<T>(z));
         const Vec<T> tail = log1p_unit<T>(e), inverse = T(1) / (e + T(1));
         const Vec<T> log_p = minimum(z, Vec<T>{}) - tail, log_q = minimum(-z, Vec<T>{}) - tail;
@@ -101,7 +103,7 @@ struct BinaryFocal {
 // max(0, 1 - y z) for y = -1 or 1, slope 0 where the margin is 1
 struct BinaryHinge {
     template <class T>
-    static ValueAndSlope<T> at(Vec<T> z, Vec<T> y, T) {
+    static ValueAndSlope<T> at(Vec<T> z, Vec<T> y, Vec<T>) {
         const Vec<T> lack = T(1) - y * z;
         return {maximum(lack, Vec<T>{}), lack > T(0) ? -y : Vec<T>{}};
     }
@@ -117,15 +119,50 @@ double elementwise_loss(const LossBatch<T>& batch) noexcept {
     const LossBatch<T> s = batch;
     double total = 0;
     for (ptrdiff_t o = 0; o < s.outputs; ++o) {
+        const Vec<T> option = splat(s.option[o]);
         Vec<T> sum{};
         for (ptrdiff_t b = 0; b < s.lanes; b += kLanes<T>) {
             const ptrdiff_t at = o * s.stride + b;
             const Vec<T> w = load(s.weight + b);
-            const ValueAndSlope<T> r = L::template at<T>(load(s.z + at), load(s.y + at), s.option[o]);
+            const ValueAndSlope<T> r = L::template at<T>(load(s.z + at), load(s.y + at), option);
             sum += weighted<T>(w, r.value);
             if (s.delta) store(s.delta + at, weighted<T>(w, r.slope) * s.scale);
         }
         total += static_cast<double>(sum_lanes<T>(sum));
+    }
+    return total;
+}
+
+// The vector of columns from c on, of which `left` are outputs.
+template <class T, class L, ptrdiff_t P>
+double elementwise_columns(const LossPanel<T>& s, ptrdiff_t c, ptrdiff_t left) {
+    const Vec<T> option = load_first(s.option + c, left);
+    Vec<T> sum{}, used{};
+    for (ptrdiff_t i = 0; i < left; ++i) used[i] = T(1);
+    ptrdiff_t r = 0;
+    for (; r < s.rows; ++r) {
+        const ptrdiff_t row = s.index ? s.index[r] : r;
+        const T* from = s.y + row * s.y_stride + c;
+        // The end of the next panel, as rows are too many streams for the processor to follow.
+        __builtin_prefetch(from - c + 2 * P - 1);
+        const Vec<T> y = left < kLanes<T> ? load_first(from, left) : load(from);
+        const Vec<T> w = s.weight ? used * s.weight[row] : used;
+        const ValueAndSlope<T> result = L::template at<T>(load(s.z + r * P + c), y, option);
+        sum += weighted<T>(w, result.value);
+        store(s.delta + r * P + c, weighted<T>(w, result.slope) * s.scale);
+    }
+    for (; r % kLanes<T>; ++r) store(s.delta + r * P + c, Vec<T>{});
+    return static_cast<double>(sum_lanes<T>(sum));
+}
+
+template <class T, class L, int NV>
+double elementwise_panel(const LossPanel<T>& panel) noexcept {
+    constexpr ptrdiff_t lanes = kLanes<T>, P = NV * lanes;
+    const LossPanel<T> s = panel;
+    double total = 0;
+    for (ptrdiff_t c = 0; c < P; c += lanes) {
+        const ptrdiff_t left = s.columns - c;
+        total += elementwise_columns<T, L, P>(s, c, left < 0 ? 0 : left < lanes ? left : lanes);
     }
     return total;
 }
@@ -301,22 +338,34 @@ void softmax_link(const LossBatch<T>& batch) noexcept {
     }
 }
 
+template <class T, class L>
+constexpr gradstep::Loss<T> each_output(const char* name, bool mean, void (*link)(const LossBatch<T>&) noexcept) {
+    return {name,
+            false,
+            mean,
+            1,
+            &elementwise_loss<T, L>,
+            link,
+            {&elementwise_panel<T, L, 1>, &elementwise_panel<T, L, 2>}};
+}
+
 template <class T>
 constexpr gradstep::Loss<T> kLosses[] = {
+    // name, mean over outputs, link
+    each_output<T, SquaredError>("mse", true, nullptr),
+    each_output<T, AbsoluteError>("mae", true, nullptr),
+    each_output<T, HuberError>("huber", true, nullptr),
+    each_output<T, QuantileError>("quantile", true, nullptr),
+    each_output<T, PoissonDeviance>("poisson", false, &exp_link<T>),
+    each_output<T, GammaDeviance>("gamma", false, &exp_link<T>),
     // name, takes labels, mean over outputs, outputs a target, value, link
-    {"mse", false, true, 1, &elementwise_loss<T, SquaredError>, nullptr},
-    {"mae", false, true, 1, &elementwise_loss<T, AbsoluteError>, nullptr},
-    {"huber", false, true, 1, &elementwise_loss<T, HuberError>, nullptr},
-    {"quantile", false, true, 1, &elementwise_loss<T, QuantileError>, nullptr},
-    {"poisson", false, false, 1, &elementwise_loss<T, PoissonDeviance>, &exp_link<T>},
-    {"gamma", false, false, 1, &elementwise_loss<T, GammaDeviance>, &exp_link<T>},
-    {"gaussian_nll", false, false, 2, &gaussian_nll<T>, &gaussian_link<T>},
-    {"binary_cross_entropy", false, false, 1, &elementwise_loss<T, BinaryCrossEntropy>, &sigmoid_link<T>},
-    {"binary_focal", false, false, 1, &elementwise_loss<T, BinaryFocal>, &sigmoid_link<T>},
-    {"binary_hinge", false, false, 1, &elementwise_loss<T, BinaryHinge>, nullptr},
-    {"cross_entropy", true, false, 1, &cross_entropy<T>, &softmax_link<T>},
-    {"focal", true, false, 1, &focal<T>, &softmax_link<T>},
-    {"hinge", true, false, 1, &hinge<T>, nullptr},
+    {"gaussian_nll", false, false, 2, &gaussian_nll<T>, &gaussian_link<T>, {}},
+    each_output<T, BinaryCrossEntropy>("binary_cross_entropy", false, &sigmoid_link<T>),
+    each_output<T, BinaryFocal>("binary_focal", false, &sigmoid_link<T>),
+    each_output<T, BinaryHinge>("binary_hinge", false, nullptr),
+    {"cross_entropy", true, false, 1, &cross_entropy<T>, &softmax_link<T>, {}},
+    {"focal", true, false, 1, &focal<T>, &softmax_link<T>, {}},
+    {"hinge", true, false, 1, &hinge<T>, nullptr, {}},
 };
 
 }  // namespace

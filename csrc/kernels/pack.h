@@ -12,13 +12,6 @@ inline const T* row_of(const Gather<T>& g, ptrdiff_t r) {
     return g.x + (g.index ? g.index[r] : r) * g.columns;
 }
 
-template <class T>
-inline Vec<T> load_first(const T* p, ptrdiff_t n) {
-    T v[kLanes<T>] = {};
-    for (ptrdiff_t i = 0; i < n; ++i) v[i] = p[i];
-    return load(v);
-}
-
 template <class T, int NV>
 void gather_panels(const Gather<T>& rows) noexcept {
     const Gather<T> g = rows;

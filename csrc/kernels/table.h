@@ -69,6 +69,19 @@ struct LossBatch {
     const T* option;  // [outputs]
 };
 
+// Operands of a loss that takes each output by itself: a panel of outputs, and columns of the user's rows.
+template <class T>
+struct LossPanel {
+    const T* z;  // before the link
+    const T* y;  // row r is y + r * y_stride, or index[r] in place of r
+    const int64_t* index;
+    const T* weight;  // one a row, found like y; null: 1
+    T* delta;         // scale * weight * dloss/dz, zero in pad rows and columns; may be z
+    ptrdiff_t rows, columns, y_stride;
+    T scale;
+    const T* option;  // [columns]
+};
+
 template <class T>
 struct Loss {
     const char* name;
@@ -77,6 +90,8 @@ struct Loss {
     int outputs_per_target;
     double (*value)(const LossBatch<T>&) noexcept;  // sum of weight * loss; writes delta if not null
     void (*link)(const LossBatch<T>&) noexcept;     // null: predictions are the outputs themselves
+    // The same of a panel of one and of two vectors; null where the outputs of a sample are taken together.
+    double (*panel[2])(const LossPanel<T>&) noexcept;
 };
 
 template <class T>

@@ -49,6 +49,14 @@ inline Vec<T> load(const T* p) {
     return v;
 }
 
+// n elements, and zeros.
+template <class T>
+inline Vec<T> load_first(const T* p, ptrdiff_t n) {
+    T v[kLanes<T>] = {};
+    for (ptrdiff_t i = 0; i < n; ++i) v[i] = p[i];
+    return load(v);
+}
+
 template <class T>
 inline void store(T* p, Vec<T> v) {
     memcpy(p, &v, sizeof v);
