@@ -404,7 +404,7 @@ public:
 
 private:
     static constexpr ptrdiff_t kGroup = 4;          // output panels whose transposed weights fit the first-level cache
-    static constexpr ptrdiff_t kDepthBlock = 1024;  // with kRowBlock 768 KB of float inputs
+    static constexpr ptrdiff_t kDepthBlock = 512;  // with kRowBlock 384 KB of float inputs
 
     void output_error_through_activation(const Workspace<T>& ws, ptrdiff_t o, ptrdiff_t r0, ptrdiff_t r1) const {
         const std::size_t last = this->depth() - 1;

@@ -28,63 +28,64 @@ inline void start_tile(const Product<T>& p, const T* c, Vec<T> (&acc)[M][NV]) {
         }
 }
 
-// Memory that is fetched into the cache while computing, a little in every iteration: demand alone would wait for
-// it now and leave the memory idle then.
+// Memory that is fetched into the cache while computing, a little before every stretch of the depth: demand alone would
+// wait for it now and leave the memory idle then. Fetching takes the place of loads, so every line is fetched once.
 struct Stream {
     const char* at;
-    ptrdiff_t step, jump;  // bytes; the jump follows a segment
+    ptrdiff_t bytes, step;  // of a stretch, and from one to the next
 
     void fetch() {
-        __builtin_prefetch(at);
+        for (ptrdiff_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + i);
         at += step;
     }
-    void end_segment() { at += jump; }
 };
 
 // The blocks that a product is asked to fetch: every tile fetches its share of each.
 template <class T, ptrdiff_t P>
 struct Ahead {
-    Stream blocks[2];
+    Stream blocks[2] = {};
     ptrdiff_t share = 0;  // bytes
 
-    // Without blocks: the same line for ever, which costs nothing.
-    Ahead(const Product<T>& p, ptrdiff_t tiles) {
-        const auto here = reinterpret_cast<const char*>(p.b);
-        blocks[0] = blocks[1] = {here, 0, 0};
+    // Of a block, a segment of the depth fetches it all, in so many stretches.
+    Ahead(const Product<T>& p, ptrdiff_t tiles, ptrdiff_t stretches) {
         if (!p.ahead[0]) return;
         constexpr auto bytes = static_cast<uint32_t>(P * P * static_cast<ptrdiff_t>(sizeof(T)));
-        const auto n = static_cast<uint32_t>(tiles), segment = static_cast<uint32_t>(p.segment);
-        const ptrdiff_t step = bytes / (n * segment) + 1;
-        const ptrdiff_t jump = p.ahead_segment * static_cast<ptrdiff_t>(sizeof(T)) - step * p.segment;
-        share = bytes / n;
+        share = bytes / static_cast<uint32_t>(tiles);
+        const ptrdiff_t piece = share / static_cast<uint32_t>(stretches) + 1;
+        const ptrdiff_t step = stretches > 1 ? piece : p.ahead_segment * static_cast<ptrdiff_t>(sizeof(T));
         for (int i = 0; i < 2; ++i)
-            if (p.ahead[i]) blocks[i] = {reinterpret_cast<const char*>(p.ahead[i]), step, jump};
+            if (p.ahead[i]) blocks[i] = {reinterpret_cast<const char*>(p.ahead[i]), piece, step};
     }
 
     void end_tile() {
-        blocks[0].at += share;
-        blocks[1].at += share;
+        for (Stream& block : blocks)
+            if (block.bytes) block.at += share;
     }
 };
 
-// Where A's element (row m, depth k) lies. A panel's width is known here, so that the loop over a whole
-// segment of rows has a constant trip count.
+// Where A's element (row m, depth k) lies, and how far a stretch of the depth goes: a constant, so that the loop over
+// it has a constant trip count.
 template <class T, int PV>
 struct RowPanels {
     static constexpr ptrdiff_t row = kPanel<T, PV>, depth = 1;
-    static constexpr ptrdiff_t whole_segment(const Product<T>&) { return kPanel<T, PV>; }
+    static constexpr ptrdiff_t stretch = kPanel<T, PV>;  // a segment
+    static ptrdiff_t stretches(const Product<T>&) { return 1; }
+    static ptrdiff_t a_step(const Product<T>& p) { return p.a_segment; }
+    static ptrdiff_t b_step(const Product<T>& p) { return p.b_segment; }
 
     // The rows of the next tile.
     static Stream second_stream(const Product<T>& p, const T* a, ptrdiff_t rows, const Stream&) {
-        const ptrdiff_t step = rows * static_cast<ptrdiff_t>(sizeof(T));
-        return {reinterpret_cast<const char*>(a + rows * row), step,
-                p.a_segment * static_cast<ptrdiff_t>(sizeof(T)) - step * p.segment};
+        constexpr auto bytes = static_cast<ptrdiff_t>(sizeof(T));
+        return {reinterpret_cast<const char*>(a + rows * row), rows * row * bytes, p.a_segment * bytes};
     }
 };
 template <class T, int PV>
 struct TransposedPanels {
     static constexpr ptrdiff_t row = 1, depth = kPanel<T, PV>;
-    static ptrdiff_t whole_segment(const Product<T>& p) { return p.segment; }
+    static constexpr ptrdiff_t stretch = 64;  // of the one segment
+    static ptrdiff_t stretches(const Product<T>& p) { return (p.segment + stretch - 1) / stretch; }
+    static ptrdiff_t a_step(const Product<T>&) { return stretch * depth; }
+    static ptrdiff_t b_step(const Product<T>&) { return stretch * depth; }
     static Stream second_stream(const Product<T>&, const T*, ptrdiff_t, const Stream& block) { return block; }
 };
 
@@ -92,12 +93,12 @@ struct TransposedPanels {
 // of rows: what a row gives does not depend on the rows beside it.
 template <class T, int M, int NV, int PV, class A>
 inline void multiply_add(const T* a, const T* b, ptrdiff_t depth, Stream (&ahead)[2], Vec<T> (&acc)[M][NV]) {
-#pragma GCC unroll 2
+    if constexpr (PV == 2) {  // large networks
+        ahead[0].fetch();
+        ahead[1].fetch();
+    }
+#pragma GCC unroll 4
     for (ptrdiff_t k = 0; k < depth; ++k) {
-        if constexpr (PV == 2) {  // large networks
-            ahead[0].fetch();
-            ahead[1].fetch();
-        }
         Vec<T> right[NV];
 #pragma GCC unroll 4
         for (int v = 0; v < NV; ++v) right[v] = load(b + k * kPanel<T, PV> + v * kLanes<T>);
@@ -117,11 +118,8 @@ void product_tile(const Product<T>& p, const T* a, T* c, const Ahead<T, kPanel<T
     Stream ahead[2] = {blocks.blocks[0], A::second_stream(p, a, M, blocks.blocks[1])};
     const T* b = p.b;
     ptrdiff_t left = p.depth;
-    for (; left >= p.segment; left -= p.segment, a += p.a_segment, b += p.b_segment) {
-        multiply_add<T, M, NV, PV, A>(a, b, A::whole_segment(p), ahead, acc);
-        ahead[0].end_segment();
-        ahead[1].end_segment();
-    }
+    for (; left >= A::stretch; left -= A::stretch, a += A::a_step(p), b += A::b_step(p))
+        multiply_add<T, M, NV, PV, A>(a, b, A::stretch, ahead, acc);
     if (left > 0) multiply_add<T, M, NV, PV, A>(a, b, left, ahead, acc);
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m)
@@ -149,12 +147,12 @@ inline void product_rows(const Product<T>& p) {
     constexpr int most = kTileRows[NV];
     static constexpr auto tiles = Tiles<T, most, NV, PV, A>::make(typename MakeIndices<most>::Type{});
     if (p.rows <= most) {
-        tiles.by_rows[p.rows](p, p.a, p.c, {p, 1});
+        tiles.by_rows[p.rows](p, p.a, p.c, {p, 1, A::stretches(p)});
         return;
     }
     const ptrdiff_t n_tiles = (p.rows + most - 1) / most;
     const ptrdiff_t rows = p.rows / n_tiles, longer = p.rows % n_tiles;
-    Ahead<T, kPanel<T, PV>> ahead(p, n_tiles);
+    Ahead<T, kPanel<T, PV>> ahead(p, n_tiles, A::stretches(p));
     const T* a = p.a;
     T* c = p.c;
     for (ptrdiff_t t = 0; t < n_tiles; ++t) {

@@ -29,7 +29,7 @@ struct Laps {
 };
 
 // C (rows x width) = init + A (rows x depth) B (depth x width), vectors from B, scalars from A.
-// The depth runs in segments: after each, a and b jump.
+// The depth runs in segments of P, and with a transposed A in one: after each, a and b jump.
 template <class T>
 struct Product {
     ptrdiff_t rows, depth, segment;
