@@ -3,7 +3,8 @@
 python bench/publish.py bench/results/run.json
 
 Replaces what stands between the markers ``<!-- steps -->`` and ``<!-- /steps -->``, or ``more``, ``toolbox``
-and ``toolbox-wide`` for a run of those cases; needs matplotlib.
+and ``toolbox-wide`` for a run of those cases; ``--section avx2`` writes the table alone between the markers
+of that name, for a second machine. Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -129,15 +130,25 @@ def replace(page: str, text: str, name: str) -> None:
     path.write_text(marked.sub(lambda m: f"{m[1]}{text}\n{m[2]}", old), encoding="utf-8")
 
 
+def section_of(run: Run) -> str | None:
+    """The markers of the table of a run of other cases than the first ones."""
+    for name, known in (("more", MORE), ("toolbox", TOOLBOX), ("toolbox-wide", TOOLBOX_WIDE)):
+        if any(case in known for case in run["cases"]):
+            return name
+    return None
+
+
 def main() -> None:
     """Read the run, write the pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="JSON that run.py wrote")
-    run: Run = json.loads(parser.parse_args().run.read_text(encoding="utf-8"))
-    for name, known in (("more", MORE), ("toolbox", TOOLBOX), ("toolbox-wide", TOOLBOX_WIDE)):
-        if any(case in known for case in run["cases"]):
-            replace("docs/performance.md", f"{table(run)}\n\n{measured(run)}", name)
-            return
+    parser.add_argument("--section", help="markers in docs/performance.md for the table alone")
+    arguments = parser.parse_args()
+    run: Run = json.loads(arguments.run.read_text(encoding="utf-8"))
+    section = arguments.section or section_of(run)
+    if section:
+        replace("docs/performance.md", f"{table(run)}\n\n{measured(run)}", section)
+        return
     plot(run)
     for page in ("README.md", "docs/performance.md"):
         replace(page, f"{table(run)}\n\n{origin(run)}", "steps")

@@ -130,7 +130,9 @@ def test_training_has_the_same_bits_for_1_2_and_4_threads(name, dtype, threads):
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize(
-    "widths", [(5, 8, 4), (20, 60, 4), (40, 200, 160, 4), (300, 700, 4), (300, 700, 36), (40, 300, 1030)], ids=str
+    "widths",
+    [(5, 8, 4), (20, 60, 4), (40, 200, 160, 4), (300, 700, 4), (300, 700, 36), (40, 300, 1030), (600, 40, 4)],
+    ids=str,
 )
 def test_every_loss_has_the_same_bits_for_1_and_2_threads(widths, loss, threads):
     plan = make_plan(widths, "tanh", loss, "adam")
@@ -144,21 +146,6 @@ def test_every_loss_has_the_same_bits_for_1_and_2_threads(widths, loss, threads)
     assert runs[0][0] == runs[1][0]
     for name, value in runs[0][1].items():
         np.testing.assert_array_equal(runs[1][1][name], value)
-
-
-@pytest.mark.parametrize("output_activation", ["identity", "silu"])
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("widths", [(40, 130, 150, 38), (30, 60, 2054)], ids=["rows", "layers"])
-def test_every_loss_of_many_outputs_takes_the_references_steps(widths, loss, output_activation):
-    plan = make_plan(widths, "tanh", loss, "adam", "float64", output_activation=output_activation)
-    data = make_data(plan, 301)
-    shuffled = output_activation == "identity"
-    options = {"weight": data.weight, "batch_size": 221, "learning_rate": 1e-3, "shuffle": shuffled}
-    engines = [make_engine(BACKENDS[name], plan) for name in ("cpp", "numpy")]
-    mine, reference = (train_rows(engine, data, 2, **options) for engine in engines)
-    np.testing.assert_allclose(mine.losses, reference.losses, rtol=1e-11)
-    for name, value in engines[1].parameters().items():
-        np.testing.assert_allclose(engines[0].parameters()[name], value, rtol=1e-8, atol=1e-8, err_msg=name)
 
 
 @pytest.mark.parametrize("penalties", [{}, {"l1": 1e-3, "l2": 1e-2}], ids=["", "penalties"])

@@ -23,7 +23,7 @@ public:
         if (ws_.share) share(b);
         const std::size_t first = is_sparse_ ? 1 : 0, last = net_.plan().layers.size() - 1;
         for (std::size_t l = first; l < last; ++l) forward_layer(b.rows, theta, l, threads);
-        if (of_panels_ && last >= first && net_.plan().layers[last].is_dense())
+        if (loss_on_panels_ && last >= first && net_.plan().layers[last].is_dense())
             return forward_with_loss(b, theta, last, scale, threads);
         if (last >= first) forward_layer(b.rows, theta, last, threads);
         return loss(b, scale, threads);
@@ -45,13 +45,14 @@ protected:
     using PanelStep<T>::net_;
     using PanelStep<T>::ws_;
     using PanelStep<T>::x_;
-    using PanelStep<T>::of_panels_;
+    using PanelStep<T>::loss_on_panels_;
     using PanelStep<T>::kTasksPerThread;
 
 private:
     static constexpr int64_t kGatherRows = 32;
     static constexpr int64_t kLeastTaskRows = 28;  // two product tiles
     static constexpr int kRowTasks = 2;            // a thread: each transposes all weights
+    static constexpr int64_t kLossWork = 64;       // operations that an output is worth
     static constexpr int64_t kOtherWork = 16;      // operations that an element of a layer without products is worth
 
     SparseBatch<T> sparse_;
@@ -138,11 +139,23 @@ private:
         });
     }
 
+    // Into how many parts the threads cut a layer's outputs.
+    struct Cut {
+        ptrdiff_t panels, rows;
+    };
+
+    Cut cut_outputs(int64_t rows, std::size_t l, int threads) const {
+        const ptrdiff_t wanted = threads > 1 ? kTasksPerThread * threads : 1;
+        const ptrdiff_t by_panel = std::min(net_.panels(net_.plan().layers[l].n_out), wanted);
+        return {by_panel, std::clamp<ptrdiff_t>(wanted / by_panel, 1, (rows + kLeastTaskRows - 1) / kLeastTaskRows)};
+    }
+
     void forward_layer(int64_t rows, const T* theta, std::size_t l, int threads) {
-        if (!net_.plan().layers[l].is_dense()) return forward_other(rows, theta, l, threads);
-        threads = threads_of_layer(rows, l, threads);
+        const LayerPlan& d = net_.plan().layers[l];
+        if (!d.is_dense()) return forward_other(rows, theta, l, threads);
+        threads = this->threads_for(2 * rows * d.n_in * d.n_out, threads);
         const Cut cut = cut_outputs(rows, l, threads);
-        const ptrdiff_t panels = net_.panels(net_.plan().layers[l].n_out);
+        const ptrdiff_t panels = net_.panels(d.n_out);
         parallel_for(static_cast<int>(cut.panels * cut.rows), threads, [&](int t, int worker) {
             Laps* laps = this->profile_.begin(worker);
             const ptrdiff_t p = t % cut.panels, r = t / cut.panels;
@@ -154,13 +167,14 @@ private:
 
     // Outputs that are many become losses and errors while they are in the cache.
     double forward_with_loss(const Batch<T>& b, const T* theta, std::size_t l, T scale, int threads) {
-        const int sharing = threads_of_layer(b.rows, l, threads);
+        const LayerPlan& d = net_.plan().layers[l];
+        const int sharing = this->threads_for((2 * d.n_in + kLossWork) * b.rows * d.n_out, threads);
         const Cut cut = cut_outputs(b.rows, l, sharing);
         if (cut.rows > 1) {
             forward_layer(b.rows, theta, l, threads);
             return loss(b, scale, threads);
         }
-        const ptrdiff_t panels = net_.panels(net_.plan().n_out());
+        const ptrdiff_t panels = net_.panels(d.n_out);
         parallel_for(static_cast<int>(cut.panels), sharing, [&](int p, int worker) {
             Laps* laps = this->profile_.begin(worker);
             const auto loss_of_rows = [&](ptrdiff_t o, ptrdiff_t r, ptrdiff_t rows) {
@@ -174,22 +188,6 @@ private:
         return this->sum_of_losses(b.rows);
     }
 
-    // Into how many parts the threads cut a layer's outputs.
-    struct Cut {
-        ptrdiff_t panels, rows;
-    };
-
-    int threads_of_layer(int64_t rows, std::size_t l, int threads) const {
-        const LayerPlan& d = net_.plan().layers[l];
-        return this->threads_for(2 * rows * d.n_in * d.n_out, threads);
-    }
-
-    Cut cut_outputs(int64_t rows, std::size_t l, int threads) const {
-        const ptrdiff_t wanted = threads > 1 ? kTasksPerThread * threads : 1;
-        const ptrdiff_t by_panel = std::min(net_.panels(net_.plan().layers[l].n_out), wanted);
-        return {by_panel, std::clamp<ptrdiff_t>(wanted / by_panel, 1, (rows + kLeastTaskRows - 1) / kLeastTaskRows)};
-    }
-
     double loss(const Batch<T>& b, T scale, int threads) {
         if (net_.custom_loss()) {
             Laps* laps = this->profile_.begin(0);
@@ -197,7 +195,7 @@ private:
             end_phase(laps, Phase::loss);
             return mean;
         }
-        threads = this->threads_for(64 * b.rows * net_.plan().n_out(), threads);
+        threads = this->threads_for(kLossWork * b.rows * net_.plan().n_out(), threads);
         parallel_for(this->loss_blocks(b.rows), threads, [&](int t, int worker) {
             Laps* laps = this->profile_.begin(worker);
             this->loss_block(b, t, scale, this->worker_of(worker));
@@ -243,13 +241,18 @@ private:
         });
     }
 
+    // Cut by output panels, and by input panels where those are too few.
     void weight_gradients(int64_t rows, std::size_t l, const GradientSink<T>& sink, int threads) {
+        const ptrdiff_t inputs = net_.panels(net_.plan().layers[l].n_in);
         const ptrdiff_t outputs = net_.panels(net_.plan().layers[l].n_out);
-        const ptrdiff_t tasks = std::min<ptrdiff_t>(kTasksPerThread * threads, outputs);
-        parallel_for(static_cast<int>(tasks), threads, [&](int t, int worker) {
+        const ptrdiff_t wanted = kTasksPerThread * threads, by_output = std::min(wanted, outputs);
+        const ptrdiff_t by_input = std::clamp<ptrdiff_t>((wanted + by_output - 1) / by_output, 1, inputs);
+        parallel_for(static_cast<int>(by_output * by_input), threads, [&](int t, int worker) {
             GradientSink<T> to = sink;
             to.laps = this->profile_.begin(worker);
-            net_.weight_gradients(ws_, x_, l, outputs * t / tasks, outputs * (t + 1) / tasks, rows, to,
+            const ptrdiff_t o = t % by_output, i = t / by_output;
+            net_.weight_gradients(ws_, x_, l, inputs * i / by_input, inputs * (i + 1) / by_input,
+                                  outputs * o / by_output, outputs * (o + 1) / by_output, rows, to,
                                   this->worker_of(worker).scratch);
         });
     }

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <atomic>
 
-#include "engine/batch.h"
 #include "engine/net.h"
 #include "engine/panel_layers.h"
 #include "engine/update.h"
@@ -126,7 +125,8 @@ public:
     }
 
     // Everything but the gathered inputs and the loss's lanes. The errors of all layers may be wanted at once, as the
-    // outputs of those that are no chain; else those of a layer and of the one below.
+    // outputs of those that are no chain; else those of a layer and of the one below. Those of the outputs may take
+    // their place.
     void take_activations(Taker& take, Workspace<T>& ws, ptrdiff_t rows, bool training, bool all_errors) const {
         const auto n = static_cast<std::size_t>(rows);
         const std::size_t widest = static_cast<std::size_t>(padded(this->plan_.widest())) * n;
@@ -143,6 +143,7 @@ public:
         }
         if (!this->plan_.is_chain()) take_normalised(take, ws, rows, training);
         if (!training) return;
+        const std::size_t widest_errors = outputs_become_errors() ? widest_input() * n : widest;
         ws.errors.assign(this->depth() + 1, nullptr);
         for (std::size_t l = 0; l < ws.errors.size(); ++l) {
             const ptrdiff_t width = l ? this->plan_.layers[l - 1].n_out : this->plan_.n_in();
@@ -151,7 +152,7 @@ public:
             else if (all_errors)
                 ws.errors[l] = take.take<T>(static_cast<std::size_t>(padded(width)) * n);
             else
-                ws.errors[l] = l < 2 ? take.take<T>(widest) : ws.errors[l - 2];
+                ws.errors[l] = l < 2 ? take.take<T>(widest_errors) : ws.errors[l - 2];
         }
     }
 
@@ -203,7 +204,6 @@ public:
                     const T* weights = theta + at.weights + (k / P_ * row_panels + o) * block;
                     this->k_.product[v_]({.rows = rows,
                                           .depth = std::min(kDepthBlock, d.n_in - k),
-                                          .segment = P_,
                                           .a = in + k * ws.rows + r * P_,
                                           .a_segment = ws.rows * P_,
                                           .b = weights,
@@ -282,7 +282,7 @@ public:
                         ptrdiff_t o1, ptrdiff_t rows, const GradientSink<T>& sink, T* scratch, bool need_dx) const {
         for (ptrdiff_t o = o0; o < o1; o += kGroup) {
             const ptrdiff_t end = std::min(o + kGroup, o1);
-            if (need_dx) input_error(ws, theta, l, i, o, end, 0, rows, scratch);
+            if (need_dx) input_error(ws, theta, l, i, o, end, 0, rows, theta + weight_at(l, i * P_, end * P_), scratch);
             end_phase(sink.laps, Phase::input_gradient);
             for (ptrdiff_t column = o; column < end; ++column)
                 weight_gradient(ws, x, l, i, column, rows, sink, scratch + kGroup * P_ * P_);
@@ -293,14 +293,13 @@ public:
         end_phase(sink.laps, Phase::input_gradient);
     }
 
-    // All blocks of dW of output panels [o0, o1), and their bias gradients: for layers with few input panels, whose
-    // errors are then read once.
-    void weight_gradients(const Workspace<T>& ws, const T* x, std::size_t l, ptrdiff_t o0, ptrdiff_t o1, ptrdiff_t rows,
-                          const GradientSink<T>& sink, T* scratch) const {
+    // Blocks of dW of input panels [i0, i1) and output panels [o0, o1), and with input panel 0 the bias gradients: for
+    // layers with few input panels, whose errors are then read once.
+    void weight_gradients(const Workspace<T>& ws, const T* x, std::size_t l, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t o0,
+                          ptrdiff_t o1, ptrdiff_t rows, const GradientSink<T>& sink, T* scratch) const {
         for (ptrdiff_t o = o0; o < o1; ++o) {
-            for (ptrdiff_t i = 0; i < panels(this->plan_.layers[l].n_in); ++i)
-                weight_gradient(ws, x, l, i, o, rows, sink, scratch);
-            bias_gradient(ws, l, o, rows, sink, scratch);
+            for (ptrdiff_t i = i0; i < i1; ++i) weight_gradient(ws, x, l, i, o, rows, sink, scratch);
+            if (i0 == 0) bias_gradient(ws, l, o, rows, sink, scratch);
         }
     }
 
@@ -341,8 +340,11 @@ public:
                           ptrdiff_t r0, ptrdiff_t r1, T* scratch) const {
         const ptrdiff_t all = panels(this->plan_.layers[l].n_out);
         for (ptrdiff_t o = 0; o < all; o += kGroup)
-            for (ptrdiff_t i = i0; i < i1; ++i)
-                input_error(ws, theta, l, i, o, std::min(o + kGroup, all), r0, r1, scratch);
+            for (ptrdiff_t i = i0; i < i1; ++i) {
+                const bool last = i + 1 == i1;
+                const T* next = theta + weight_at(l, (last ? i0 : i + 1) * P_, (last ? o + kGroup : o) * P_);
+                input_error(ws, theta, l, i, o, std::min(o + kGroup, all), r0, r1, next, scratch);
+            }
         for (ptrdiff_t i = i0; i < i1 && others_.links(l).last; ++i)
             through_activation(ws, this->plan_.layers[l].input, i, r0, r1);
     }
@@ -362,21 +364,18 @@ public:
         return this->loss_.panel[v_] && 2 * outputs >= padded(outputs);
     }
 
-    // The sum of weight * loss of output panel o, for the batch's rows from r0 on; leaves the errors of the outputs.
-    double loss_of_panel(const Workspace<T>& ws, const Batch<T>& b, ptrdiff_t o, ptrdiff_t r0, T scale) const {
-        const ptrdiff_t at = (o * ws.rows + r0) * P_, outputs = this->plan_.n_out(), first = b.index ? 0 : b.first;
-        T* delta = ws.errors[this->depth()] + at;
-        const double loss = this->loss_.panel[v_]({.z = ws.a.back() + at,
-                                                   .y = b.data->y + first * outputs + o * P_,
-                                                   .index = b.index ? b.index + b.first : nullptr,
-                                                   .weight = b.data->weight ? b.data->weight + first : nullptr,
-                                                   .delta = delta,
-                                                   .rows = b.rows,
-                                                   .columns = std::min(P_, outputs - o * P_),
-                                                   .y_stride = outputs,
-                                                   .scale = scale,
-                                                   .option = this->loss_option() + o * P_});
-        output_error_through_activation(ws, o, r0, r0 + b.rows);
+    // The sum of weight * loss of output panel o, rows from r0 on; leaves the errors of the outputs. The caller says
+    // where the rows' targets and weights are, and the scale.
+    double loss_of_panel(const Workspace<T>& ws, ptrdiff_t o, ptrdiff_t r0, LossPanel<T> panel) const {
+        const ptrdiff_t at = (o * ws.rows + r0) * P_, outputs = this->plan_.n_out();
+        panel.z = ws.a.back() + at;
+        panel.delta = ws.errors[this->depth()] + at;
+        panel.y += o * P_;
+        panel.y_stride = outputs;
+        panel.columns = std::min(P_, outputs - o * P_);
+        panel.option = this->loss_option() + o * P_;
+        const double loss = this->loss_.panel[v_](panel);
+        output_error_through_activation(ws, o, r0, r0 + panel.rows);
         return loss;
     }
 
@@ -403,7 +402,7 @@ public:
     }
 
 private:
-    static constexpr ptrdiff_t kGroup = 4;          // output panels whose transposed weights fit the first-level cache
+    static constexpr ptrdiff_t kGroup = 4;         // output panels whose transposed weights fit the first-level cache
     static constexpr ptrdiff_t kDepthBlock = 512;  // with kRowBlock 384 KB of float inputs
 
     void output_error_through_activation(const Workspace<T>& ws, ptrdiff_t o, ptrdiff_t r0, ptrdiff_t r1) const {
@@ -424,6 +423,13 @@ private:
         outputs_to_lanes(ws, 0, rows, ws.lanes_z, ws.rows);
         this->link(ws.lanes_z, ws.lanes_z, outputs, lanes, ws.rows);
         this->k_.lanes_to_panels[v_](ws.lanes_z, ws.rows, rows, outputs, a, ws.rows);
+    }
+
+    // In whole panels.
+    std::size_t widest_input() const {
+        ptrdiff_t widest = 0;
+        for (const LayerPlan& d : this->plan_.layers) widest = std::max(widest, padded(d.n_in));
+        return static_cast<std::size_t>(widest);
     }
 
     // Whether nobody wants the outputs once their errors are known.
@@ -477,15 +483,14 @@ private:
         return this->layout_.layers[l].weights + static_cast<std::size_t>((blocks * P_ + i % P_) * P_ + o % P_);
     }
 
-    // delta below (rows [r0, r1), input panel i) (+)= delta[:, o..end) W[i, o..end)^T
+    // delta below (rows [r0, r1), input panel i) (+)= delta[:, o..end) W[i, o..end)^T. Fetches the weights at `next`.
     void input_error(const Workspace<T>& ws, const T* theta, std::size_t l, ptrdiff_t i, ptrdiff_t o, ptrdiff_t end,
-                     ptrdiff_t r0, ptrdiff_t r1, T* scratch) const {
+                     ptrdiff_t r0, ptrdiff_t r1, const T* next, T* scratch) const {
         for (ptrdiff_t column = o; column < end; ++column)
             this->k_.transpose_block[v_](theta + weight_at(l, i * P_, column * P_), scratch + (column - o) * P_ * P_);
         const ptrdiff_t depth = std::min(this->plan_.layers[l].n_out, end * P_) - o * P_;
         this->k_.product[v_]({.rows = r1 - r0,
                               .depth = depth,
-                              .segment = P_,
                               .a = ws.errors[l + 1] + (o * ws.rows + r0) * P_,
                               .a_segment = ws.rows * P_,
                               .b = scratch,
@@ -493,7 +498,7 @@ private:
                               .c = errors_below(ws, l) + (i * ws.rows + r0) * P_,
                               .init = o || others_.links(l).keep ? Init::keep : Init::zero,
                               .bias = nullptr,
-                              .ahead = {theta + weight_at(l, i * P_, end * P_)},
+                              .ahead = {next},
                               .ahead_segment = P_ * P_,
                               .half = is_half(this->plan_.layers[l].n_in, i)});
     }
@@ -517,7 +522,6 @@ private:
         T* to = sink.update ? scratch : sink.gradient + at;
         this->k_.product_transposed[v_]({.rows = inputs,
                                          .depth = rows,
-                                         .segment = rows,
                                          .a = input(ws, x, l) + i * ws.rows * P_,
                                          .a_segment = 0,
                                          .b = ws.errors[l + 1] + o * ws.rows * P_,

@@ -32,7 +32,7 @@ public:
             for (Worker& w : workers_) {
                 const auto lanes = static_cast<std::size_t>(loss_rows_);
                 w.scratch = take.template take<T>(net_.scratch_size());
-                if (of_panels_) continue;
+                if (loss_on_panels_) continue;
                 const auto outputs = static_cast<std::size_t>(net_.padded(net_.plan().n_out())) * lanes;
                 w.z = take.template take<T>(outputs);
                 w.delta = take.template take<T>(outputs);
@@ -71,13 +71,13 @@ protected:
     PanelStep(const PanelNet<T>& net, Profile& profile, bool all_errors)
         : net_(net),
           profile_(profile),
-          of_panels_(net.takes_loss_of_panels()),
-          outputs_(net.panels(net.plan().n_out())),
+          loss_on_panels_(net.takes_loss_of_panels()),
+          output_panels_(net.panels(net.plan().n_out())),
           all_errors_(all_errors || !net.plan().is_chain()) {
         // The loss's lanes of a block of rows stay in the second-level cache.
         const int64_t per_row = 3 * net_.padded(net_.plan().n_out()) * static_cast<int64_t>(sizeof(T));
         const int64_t fitting = std::clamp<int64_t>(kLossBytes / per_row, 1, kLossRows);
-        loss_rows_ = of_panels_ ? kLossRows : net.whole_lanes(static_cast<ptrdiff_t>(fitting));
+        loss_rows_ = loss_on_panels_ ? kLossRows : net.whole_lanes(static_cast<ptrdiff_t>(fitting));
     }
 
     int threads_for(int64_t work, int threads) const {
@@ -95,17 +95,25 @@ protected:
     // Block t of the rows: their losses are added up block by block, whoever does them.
     void loss_block(const Batch<T>& b, int t, T scale, const Worker& w) {
         const int64_t from = t * loss_rows_, to = std::min(from + loss_rows_, b.rows);
-        if (of_panels_)
-            for (ptrdiff_t o = 0; o < outputs_; ++o) losses_of_panel(b, o, from, to, scale);
+        if (loss_on_panels_)
+            for (ptrdiff_t o = 0; o < output_panels_; ++o) losses_of_panel(b, o, from, to, scale);
         else
             losses_[static_cast<std::size_t>(t)] = loss_in_lanes(b.part(from, to), from, scale, w);
     }
 
     // Whole blocks of rows of one panel: nothing is transposed, and the targets are read where they lie.
     void losses_of_panel(const Batch<T>& b, ptrdiff_t o, int64_t from, int64_t to, T scale) {
-        for (int64_t r = from; r < to; r += loss_rows_)
-            losses_[static_cast<std::size_t>(r / loss_rows_ * outputs_ + o)] =
-                net_.loss_of_panel(ws_, b.part(r, std::min(r + loss_rows_, to)), o, r, scale);
+        LossPanel<T> panel{};
+        panel.scale = scale;
+        for (int64_t r = from; r < to; r += loss_rows_) {
+            panel.rows = std::min<int64_t>(loss_rows_, to - r);
+            const int64_t first = b.index ? 0 : b.first + r;
+            panel.index = b.index ? b.index + b.first + r : nullptr;
+            panel.y = b.data->y + first * net_.targets();
+            panel.weight = b.data->weight ? b.data->weight + first : nullptr;
+            losses_[static_cast<std::size_t>(r / loss_rows_ * output_panels_ + o)] =
+                net_.loss_of_panel(ws_, o, r, panel);
+        }
     }
 
     double loss_in_lanes(const Batch<T>& block, int64_t from, T scale, const Worker& w) const {
@@ -159,8 +167,8 @@ protected:
 
     const PanelNet<T>& net_;
     Profile& profile_;
-    const bool of_panels_;     // the loss
-    const ptrdiff_t outputs_;  // in panels
+    const bool loss_on_panels_;
+    const ptrdiff_t output_panels_;
     ptrdiff_t loss_rows_ = 0;
     Workspace<T> ws_;
     T* x_ = nullptr;
@@ -170,7 +178,7 @@ private:
     static constexpr int64_t kLossBytes = 128 * 1024;
     static constexpr int64_t kSharedWork = 1'000'000;  // operations of a phase that is worth a second thread
 
-    int64_t losses_a_block() const { return of_panels_ ? outputs_ : 1; }
+    int64_t losses_a_block() const { return loss_on_panels_ ? output_panels_ : 1; }
 
     bool all_errors_;
     ptrdiff_t capacity_ = 0;

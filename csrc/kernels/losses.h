@@ -135,23 +135,21 @@ double elementwise_loss(const LossBatch<T>& batch) noexcept {
 
 // The vector of columns from c on, of which `left` are outputs.
 template <class T, class L, ptrdiff_t P>
-double elementwise_columns(const LossPanel<T>& s, ptrdiff_t c, ptrdiff_t left) {
+double elementwise_columns(const LossPanel<T> s, ptrdiff_t c, ptrdiff_t left) {
     const Vec<T> option = load_first(s.option + c, left);
     Vec<T> sum{}, used{};
     for (ptrdiff_t i = 0; i < left; ++i) used[i] = T(1);
-    ptrdiff_t r = 0;
-    for (; r < s.rows; ++r) {
+    for (ptrdiff_t r = 0; r < s.rows; ++r) {
         const ptrdiff_t row = s.index ? s.index[r] : r;
         const T* from = s.y + row * s.y_stride + c;
-        // The end of the next panel, as rows are too many streams for the processor to follow.
-        __builtin_prefetch(from - c + 2 * P - 1);
+        // The end of this vector in the next panel, as rows are too many streams for the processor to follow.
+        __builtin_prefetch(from + P + kLanes<T> - 1);
         const Vec<T> y = left < kLanes<T> ? load_first(from, left) : load(from);
         const Vec<T> w = s.weight ? used * s.weight[row] : used;
         const ValueAndSlope<T> result = L::template at<T>(load(s.z + r * P + c), y, option);
         sum += weighted<T>(w, result.value);
         store(s.delta + r * P + c, weighted<T>(w, result.slope) * s.scale);
     }
-    for (; r % kLanes<T>; ++r) store(s.delta + r * P + c, Vec<T>{});
     return static_cast<double>(sum_lanes<T>(sum));
 }
 
@@ -338,6 +336,7 @@ void softmax_link(const LossBatch<T>& batch) noexcept {
     }
 }
 
+// A loss that takes each output by itself; its link is a function of z alone.
 template <class T, class L>
 constexpr gradstep::Loss<T> each_output(const char* name, bool mean, void (*link)(const LossBatch<T>&) noexcept) {
     return {name,
@@ -358,11 +357,11 @@ constexpr gradstep::Loss<T> kLosses[] = {
     each_output<T, QuantileError>("quantile", true, nullptr),
     each_output<T, PoissonDeviance>("poisson", false, &exp_link<T>),
     each_output<T, GammaDeviance>("gamma", false, &exp_link<T>),
-    // name, takes labels, mean over outputs, outputs a target, value, link
-    {"gaussian_nll", false, false, 2, &gaussian_nll<T>, &gaussian_link<T>, {}},
     each_output<T, BinaryCrossEntropy>("binary_cross_entropy", false, &sigmoid_link<T>),
     each_output<T, BinaryFocal>("binary_focal", false, &sigmoid_link<T>),
     each_output<T, BinaryHinge>("binary_hinge", false, nullptr),
+    // name, takes labels, mean over outputs, outputs a target, value, link, no panels
+    {"gaussian_nll", false, false, 2, &gaussian_nll<T>, &gaussian_link<T>, {}},
     {"cross_entropy", true, false, 1, &cross_entropy<T>, &softmax_link<T>, {}},
     {"focal", true, false, 1, &focal<T>, &softmax_link<T>, {}},
     {"hinge", true, false, 1, &hinge<T>, nullptr, {}},

@@ -29,13 +29,14 @@ inline void start_tile(const Product<T>& p, const T* c, Vec<T> (&acc)[M][NV]) {
 }
 
 // Memory that is fetched into the cache while computing, a little before every stretch of the depth: demand alone would
-// wait for it now and leave the memory idle then. Fetching takes the place of loads, so every line is fetched once.
+// wait for it now and leave the memory idle then. Fetching takes the place of loads: a line is fetched once, or by
+// each stretch whose part of it is smaller.
 struct Stream {
     const char* at;
-    ptrdiff_t bytes, step;  // of a stretch, and from one to the next
+    ptrdiff_t size, step;  // bytes of a stretch, and from one to the next
 
     void fetch() {
-        for (ptrdiff_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + i);
+        for (ptrdiff_t i = 0; i < size; i += 64) __builtin_prefetch(at + i);
         at += step;
     }
 };
@@ -46,20 +47,21 @@ struct Ahead {
     Stream blocks[2] = {};
     ptrdiff_t share = 0;  // bytes
 
-    // Of a block, a segment of the depth fetches it all, in so many stretches.
+    // A tile fetches its share of one block in so many stretches, or in each of one block after the other.
     Ahead(const Product<T>& p, ptrdiff_t tiles, ptrdiff_t stretches) {
         if (!p.ahead[0]) return;
-        constexpr auto bytes = static_cast<uint32_t>(P * P * static_cast<ptrdiff_t>(sizeof(T)));
-        share = bytes / static_cast<uint32_t>(tiles);
-        const ptrdiff_t piece = share / static_cast<uint32_t>(stretches) + 1;
-        const ptrdiff_t step = stretches > 1 ? piece : p.ahead_segment * static_cast<ptrdiff_t>(sizeof(T));
+        constexpr auto block = static_cast<uint32_t>(P * P * static_cast<ptrdiff_t>(sizeof(T)));
+        const uint32_t part = block / static_cast<uint32_t>(tiles);
+        share = part;
+        const ptrdiff_t size = part / static_cast<uint32_t>(stretches) + 1;
+        const ptrdiff_t step = stretches > 1 ? size : p.ahead_segment * static_cast<ptrdiff_t>(sizeof(T));
         for (int i = 0; i < 2; ++i)
-            if (p.ahead[i]) blocks[i] = {reinterpret_cast<const char*>(p.ahead[i]), piece, step};
+            if (p.ahead[i]) blocks[i] = {reinterpret_cast<const char*>(p.ahead[i]), size, step};
     }
 
     void end_tile() {
         for (Stream& block : blocks)
-            if (block.bytes) block.at += share;
+            if (block.size) block.at += share;
     }
 };
 
@@ -75,15 +77,15 @@ struct RowPanels {
 
     // The rows of the next tile.
     static Stream second_stream(const Product<T>& p, const T* a, ptrdiff_t rows, const Stream&) {
-        constexpr auto bytes = static_cast<ptrdiff_t>(sizeof(T));
-        return {reinterpret_cast<const char*>(a + rows * row), rows * row * bytes, p.a_segment * bytes};
+        constexpr auto element = static_cast<ptrdiff_t>(sizeof(T));
+        return {reinterpret_cast<const char*>(a + rows * row), rows * row * element, p.a_segment * element};
     }
 };
 template <class T, int PV>
 struct TransposedPanels {
     static constexpr ptrdiff_t row = 1, depth = kPanel<T, PV>;
-    static constexpr ptrdiff_t stretch = 64;  // of the one segment
-    static ptrdiff_t stretches(const Product<T>& p) { return (p.segment + stretch - 1) / stretch; }
+    static constexpr ptrdiff_t stretch = 64;
+    static ptrdiff_t stretches(const Product<T>& p) { return (p.depth + stretch - 1) / stretch; }
     static ptrdiff_t a_step(const Product<T>&) { return stretch * depth; }
     static ptrdiff_t b_step(const Product<T>&) { return stretch * depth; }
     static Stream second_stream(const Product<T>&, const T*, ptrdiff_t, const Stream& block) { return block; }

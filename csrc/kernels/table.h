@@ -29,10 +29,11 @@ struct Laps {
 };
 
 // C (rows x width) = init + A (rows x depth) B (depth x width), vectors from B, scalars from A.
-// The depth runs in segments of P, and with a transposed A in one: after each, a and b jump.
+// With A in row panels the depth runs in segments of P: after each, a and b go on by a_segment and b_segment, and the
+// block to be fetched by ahead_segment. A transposed A has the depth in one.
 template <class T>
 struct Product {
-    ptrdiff_t rows, depth, segment;
+    ptrdiff_t rows, depth;
     const T* a;
     ptrdiff_t a_segment;
     const T* b;
@@ -76,7 +77,7 @@ struct LossPanel {
     const T* y;  // row r is y + r * y_stride, or index[r] in place of r
     const int64_t* index;
     const T* weight;  // one a row, found like y; null: 1
-    T* delta;         // scale * weight * dloss/dz, zero in pad rows and columns; may be z
+    T* delta;         // scale * weight * dloss/dz, zero in pad columns; may be z
     ptrdiff_t rows, columns, y_stride;
     T scale;
     const T* option;  // [columns]
@@ -90,7 +91,8 @@ struct Loss {
     int outputs_per_target;
     double (*value)(const LossBatch<T>&) noexcept;  // sum of weight * loss; writes delta if not null
     void (*link)(const LossBatch<T>&) noexcept;     // null: predictions are the outputs themselves
-    // The same of a panel of one and of two vectors; null where the outputs of a sample are taken together.
+    // The value of a panel of one and of two vectors, where each output is taken by itself: then the link is a function
+    // of z alone. Null where the outputs of a sample are taken together.
     double (*panel[2])(const LossPanel<T>&) noexcept;
 };
 
