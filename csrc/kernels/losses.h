@@ -350,18 +350,18 @@ constexpr gradstep::Loss<T> each_output(const char* name, bool mean, void (*link
 
 template <class T>
 constexpr gradstep::Loss<T> kLosses[] = {
-    // name, mean over outputs, link
+    // In the reference's order. Of each_output: name, mean over outputs, link. Of others: name, takes labels, mean over
+    // outputs, outputs a target, value, link, no panels.
     each_output<T, SquaredError>("mse", true, nullptr),
     each_output<T, AbsoluteError>("mae", true, nullptr),
     each_output<T, HuberError>("huber", true, nullptr),
     each_output<T, QuantileError>("quantile", true, nullptr),
     each_output<T, PoissonDeviance>("poisson", false, &exp_link<T>),
     each_output<T, GammaDeviance>("gamma", false, &exp_link<T>),
+    {"gaussian_nll", false, false, 2, &gaussian_nll<T>, &gaussian_link<T>, {}},
     each_output<T, BinaryCrossEntropy>("binary_cross_entropy", false, &sigmoid_link<T>),
     each_output<T, BinaryFocal>("binary_focal", false, &sigmoid_link<T>),
     each_output<T, BinaryHinge>("binary_hinge", false, nullptr),
-    // name, takes labels, mean over outputs, outputs a target, value, link, no panels
-    {"gaussian_nll", false, false, 2, &gaussian_nll<T>, &gaussian_link<T>, {}},
     {"cross_entropy", true, false, 1, &cross_entropy<T>, &softmax_link<T>, {}},
     {"focal", true, false, 1, &focal<T>, &softmax_link<T>, {}},
     {"hinge", true, false, 1, &hinge<T>, nullptr, {}},
