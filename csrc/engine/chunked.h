@@ -18,14 +18,14 @@ public:
     ChunkedGradient(const Net<T>& net, Profile& profile) : net_(net), profile_(profile) {
         const int64_t per_row = 2 * net.plan().products_per_row();
         least_chunk_ = std::max(net.least_chunk(), kChunkWork / per_row);
-        tile_ = net.whole_lanes(kTileRows);
+        tile_ = net.tile_rows();
     }
 
     // Memory for batches of up to `rows` rows on up to `threads` threads; before any compute.
     void prepare(int64_t rows, int threads) {
         const int parts = chunks(rows);
         threads = std::min(threads, parts);
-        const ptrdiff_t tile = std::min<ptrdiff_t>(kTileRows, net_.whole_lanes(rows));
+        const ptrdiff_t tile = std::min(net_.tile_rows(), net_.whole_lanes(rows));
         if (threads <= static_cast<int>(workspaces_.size()) && parts <= parts_ && tile <= tile_capacity_) return;
         const int most_parts = std::max(parts, parts_);
         tile_ = std::max(tile, tile_capacity_);
@@ -89,7 +89,6 @@ public:
     ptrdiff_t part_stride() const { return static_cast<ptrdiff_t>(net_.parameters().total); }
 
 private:
-    static constexpr ptrdiff_t kTileRows = 128;
     static constexpr int kMostChunks = 16;
     static constexpr int64_t kChunkWork = 560'000;   // floating-point operations of a chunk, at least: some 2.5 us
     static constexpr int64_t kSharedWork = 500'000;  // of a batch that is worth a second thread

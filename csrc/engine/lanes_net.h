@@ -45,6 +45,10 @@ public:
 
     ptrdiff_t tile_stride(ptrdiff_t rows, ptrdiff_t) const override { return this->whole_lanes(rows); }
 
+    // Every tile loads and stores a vector of partial sums a weight: with AVX2 and float32 256 rows took 0.93 to 0.98
+    // of the time of 128, and 64 rows 1.04 to 1.11 (4-32-16-4 and 16-16-1).
+    ptrdiff_t tile_rows() const override { return 256; }
+
     // Every chunk ends with sums over the lanes of each weight.
     int64_t least_chunk() const override { return 8 * this->k_.lanes; }
 

@@ -88,6 +88,8 @@ public:
 
     // Distance of panels in rows, or of lane rows in elements, for a tile in a workspace of that capacity.
     virtual ptrdiff_t tile_stride(ptrdiff_t rows, ptrdiff_t capacity) const = 0;
+    // Rows that go through all layers together in training, at most: whole lanes.
+    virtual ptrdiff_t tile_rows() const = 0;
     // Rows that are worth a gradient of their own.
     virtual int64_t least_chunk() const = 0;
     // Elements of a gathered tile.

@@ -107,6 +107,8 @@ public:
 
     ptrdiff_t tile_stride(ptrdiff_t, ptrdiff_t capacity) const override { return capacity; }
 
+    ptrdiff_t tile_rows() const override { return 128; }
+
     int64_t least_chunk() const override { return 32; }
 
     std::size_t x_size(ptrdiff_t rows) const override {

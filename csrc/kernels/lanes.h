@@ -54,14 +54,16 @@ inline void lanes_rest(const LanesProduct<T>& p, const T* a, const T* b, const T
 
 template <class T, int M>
 void lanes_rows(const LanesProduct<T>& p, const T* a, const T* b, const T* bias, T* c) {
-    constexpr int vectors = M == 1 ? 2 * kSumTile : kSumTile;  // as many as the registers hold
+    // As many as there are accumulators for, but no more than a row of 4: each number is compiled for each M.
+    constexpr int most = kLaneAccumulators / M;
+    constexpr int vectors = M == 1 ? 8 : most < 4 ? most : 4;
     constexpr ptrdiff_t width = vectors * kLanes<T>;
     ptrdiff_t column = 0;
     for (; column + width <= p.lanes; column += width) lanes_tile<T, M, vectors>(p, a, b + column, bias, c + column);
     lanes_rest<T, M, vectors - 1>(p, a, b, bias, c, column);
 }
 
-template <class T, int M = kSumTile>
+template <class T, int M = kLaneRows>
 inline void lanes_product(const LanesProduct<T>& p, ptrdiff_t rows, const T* a, const T* b, const T* bias, T* c) {
     for (; rows >= M; rows -= M) {
         lanes_rows<T, M>(p, a, b, bias, c);
@@ -132,7 +134,7 @@ void lanes_sums_block(const LanesSums<T>& s, ptrdiff_t i, ptrdiff_t o) {
 template <class T, int NO>
 inline void lanes_sums_columns(const LanesSums<T>& s, ptrdiff_t o) {
     ptrdiff_t i = 0;
-    for (; i + kSumTile <= s.inputs; i += kSumTile) lanes_sums_block<T, kSumTile, NO>(s, i, o);
+    for (; i + kDotRows <= s.inputs; i += kDotRows) lanes_sums_block<T, kDotRows, NO>(s, i, o);
     for (; i + 2 <= s.inputs; i += 2) lanes_sums_block<T, 2, NO>(s, i, o);
     for (; i < s.inputs; ++i) lanes_sums_block<T, 1, NO>(s, i, o);
 }
@@ -140,7 +142,7 @@ inline void lanes_sums_columns(const LanesSums<T>& s, ptrdiff_t o) {
 template <class T>
 inline void lanes_sums(const LanesSums<T>& s) {
     ptrdiff_t o = 0;
-    for (; o + kSumTile <= s.outputs; o += kSumTile) lanes_sums_columns<T, kSumTile>(s, o);
+    for (; o + kDotColumns <= s.outputs; o += kDotColumns) lanes_sums_columns<T, kDotColumns>(s, o);
     for (; o + 2 <= s.outputs; o += 2) lanes_sums_columns<T, 2>(s, o);
     for (; o < s.outputs; ++o) lanes_sums_columns<T, 1>(s, o);
 }

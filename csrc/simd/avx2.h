@@ -7,7 +7,10 @@ namespace {
 constexpr int kVectorBytes = 32;
 // Rows of a product tile, by vectors a row: 12 x 1 and 6 x 2 accumulators leave room for operands.
 constexpr int kTileRows[3] = {0, 12, 6};
-constexpr int kSumTile = 3;
+// Samples in lanes. Two multiply-add units with a latency of 4 cycles want 8 accumulators; dot products have those of
+// the biases beside theirs.
+constexpr int kLaneRows = 4, kLaneAccumulators = 12;
+constexpr int kDotRows = 4, kDotColumns = 2;
 
 inline __m256 fma(__m256 a, __m256 b, __m256 c) {
     return _mm256_fmadd_ps(a, b, c);

@@ -8,7 +8,8 @@ constexpr int kVectorBytes = 64;
 // Rows of a product tile, by vectors a row: 16 x 1 is the whole of a block of dW, 14 x 2 accumulators leave
 // room for operands.
 constexpr int kTileRows[3] = {0, 16, 14};
-constexpr int kSumTile = 4;  // sums of a dot-product tile: 4 x 4 accumulators
+constexpr int kLaneRows = 4, kLaneAccumulators = 16;
+constexpr int kDotRows = 4, kDotColumns = 4;
 
 inline __m512 fma(__m512 a, __m512 b, __m512 c) {
     return _mm512_fmadd_ps(a, b, c);

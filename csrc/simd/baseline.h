@@ -10,7 +10,8 @@ constexpr int kTileRows[3] = {0, 14, 12};  // 32 registers
 #else
 constexpr int kTileRows[3] = {0, 10, 5};  // 16 registers
 #endif
-constexpr int kSumTile = 3;
+constexpr int kLaneRows = 4, kLaneAccumulators = 8;  // for 16 registers; more was not measured
+constexpr int kDotRows = 4, kDotColumns = 2;
 
 typedef float Float4 __attribute__((vector_size(kVectorBytes)));
 typedef double Double2 __attribute__((vector_size(kVectorBytes)));
