@@ -356,3 +356,29 @@ def test_threadpoolctl_limits_the_pool():
             assert _core.num_threads() == 2
     finally:
         _core.set_num_threads(0)
+
+
+AT_A_GUARDED_PAGE = """
+import ctypes, mmap
+import numpy as np
+import gradstep as gs
+page = mmap.PAGESIZE
+memory = mmap.mmap(-1, 2 * page)
+start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + page), page, 0) == 0
+for dtype in ("float32", "float64"):
+    size = np.dtype(dtype).itemsize
+    for columns in (1, 3, 9, 17, 19):
+        count = 24 * columns
+        X = np.frombuffer(memory, dtype, count, page - count * size).reshape(24, columns)
+        network = gs.Network([gs.Dense(40), gs.Dense(columns)], backend="cpp", dtype=dtype, seed=0)
+        network.fit(X, X, epochs=1, batch_size=7, verbose=0)
+        assert np.isfinite(network.predict(X)).all()
+"""
+
+
+@pytest.mark.skipif("cpp" not in BACKENDS or sys.platform != "linux", reason="pages of the compiled backend")
+@pytest.mark.parametrize("isa", _core.instruction_sets if "cpp" in BACKENDS else [])
+def test_nothing_behind_the_last_row_is_read(isa):
+    done = run_python(AT_A_GUARDED_PAGE, GRADSTEP_ISA=isa)
+    assert done.returncode == 0, done.stderr

@@ -23,6 +23,7 @@ void gather_panels(const Gather<T>& rows) noexcept {
         if (g.index && r + ahead < g.rows) {
             const T* next = row_of(g, r + ahead);
             for (ptrdiff_t c = 0; c < g.columns; c += 64 / sizeof(T)) __builtin_prefetch(next + c);
+            __builtin_prefetch(next + g.columns - 1);  // rows need not begin with a line
         }
         for (ptrdiff_t c = 0; c < padded; c += L) {
             const ptrdiff_t left = g.columns - c;

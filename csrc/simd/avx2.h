@@ -25,6 +25,14 @@ inline __m256d square_root(__m256d a) {
     return _mm256_sqrt_pd(a);
 }
 
+inline __m256 load_first(const float* p, ptrdiff_t n) {
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lanes));
+}
+inline __m256d load_first(const double* p, ptrdiff_t n) {
+    return _mm256_maskload_pd(p, _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3)));
+}
+
 // NaN in the first argument stays NaN: the instruction gives its second operand then.
 inline __m256 minimum(__m256 a, __m256 b) {
     return _mm256_min_ps(b, a);

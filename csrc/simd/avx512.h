@@ -24,6 +24,15 @@ inline __m512d square_root(__m512d a) {
     return _mm512_sqrt_pd(a);
 }
 
+inline __m512 load_first(const float* p, ptrdiff_t n) {
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_maskz_loadu_ps(_mm512_cmplt_epi32_mask(lanes, _mm512_set1_epi32(static_cast<int>(n))), p);
+}
+inline __m512d load_first(const double* p, ptrdiff_t n) {
+    const __m512i lanes = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm512_maskz_loadu_pd(_mm512_cmplt_epi64_mask(lanes, _mm512_set1_epi64(n)), p);
+}
+
 // NaN in the first argument stays NaN: the instruction gives its second operand then.
 inline __m512 minimum(__m512 a, __m512 b) {
     return _mm512_min_ps(b, a);

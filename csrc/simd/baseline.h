@@ -36,6 +36,19 @@ inline Double2 square_root(Double2 a) {
     return square_root_by_lane(a);
 }
 
+template <class V, class T>
+inline V load_first_by_lane(const T* p, ptrdiff_t n) {
+    V v{};
+    for (ptrdiff_t i = 0; i < n; ++i) v[i] = p[i];
+    return v;
+}
+inline Float4 load_first(const float* p, ptrdiff_t n) {
+    return load_first_by_lane<Float4>(p, n);
+}
+inline Double2 load_first(const double* p, ptrdiff_t n) {
+    return load_first_by_lane<Double2>(p, n);
+}
+
 // NaN in the first argument stays NaN.
 template <class V>
 inline V minimum(V a, V b) {

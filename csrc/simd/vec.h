@@ -9,6 +9,12 @@
 #include <cstdint>
 #include <cstring>
 
+// Each header has
+//   kVectorBytes        of a vector
+//   kTileRows[NV]       rows of a product's tile whose rows are NV vectors
+//   kLaneRows, kLaneAccumulators, kDotRows, kDotColumns   tiles of kernels/lanes.h
+//   fma, square_root, minimum, maximum                    by lane
+//   load_first(p, n)    the first n elements and zeros, none for n <= 0; nothing behind them is read
 #if defined(__AVX512F__)
 #include "simd/avx512.h"
 #elif defined(__AVX2__)
@@ -47,14 +53,6 @@ inline Vec<T> load(const T* p) {
     Vec<T> v;
     memcpy(&v, p, sizeof v);
     return v;
-}
-
-// n elements, and zeros.
-template <class T>
-inline Vec<T> load_first(const T* p, ptrdiff_t n) {
-    T v[kLanes<T>] = {};
-    for (ptrdiff_t i = 0; i < n; ++i) v[i] = p[i];
-    return load(v);
 }
 
 template <class T>
