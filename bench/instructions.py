@@ -45,7 +45,8 @@ rng = np.random.default_rng(0)
 X = rng.random((case["rows"], case["widths"][0]), np.float32)
 y = rng.random((case["rows"], n_out), np.float32)
 epochs = steps * case["batch"] // case["rows"]
-network.fit(X, y, epochs=epochs, batch_size=case["batch"], verbose=0)
+history = network.fit(X, y, epochs=epochs, batch_size=case["batch"], verbose=0)
+assert len(history.loss) == epochs
 """
 
 

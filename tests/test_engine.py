@@ -66,7 +66,7 @@ def train(name, dtype="float32", epochs=2, rows=None):
         seed=3,
         first_epoch=0,
     )
-    return result.losses, {**engine.parameters(), **engine.optimizer_state()}
+    return list(result.losses), {**engine.parameters(), **engine.optimizer_state()}
 
 
 def run_python(code, **environment):

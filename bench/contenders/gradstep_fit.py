@@ -130,7 +130,7 @@ class GradstepSession(Session):
     def run(self, epochs: int, orders: Array | None = None) -> float:
         """Call `Network.fit`, which shuffles by itself; given orders must be those of its seed."""
         history = self.network.fit(self.X, self.y, epochs=epochs, batch_size=self.case.batch, verbose=0)
-        return float(np.asarray(history["loss"])[-1])
+        return history.last["loss"]
 
 
 class GradstepFit(Contender):

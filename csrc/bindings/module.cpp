@@ -24,6 +24,11 @@ namespace {
 
 using namespace gradstep;
 
+// As memory: a list would make a Python float of every epoch.
+py::bytes bytes_of(const std::vector<double>& values) {
+    return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(double)};
+}
+
 template <class T>
 using Matrix = py::array_t<T, py::array::c_style>;
 
@@ -278,7 +283,7 @@ public:
             const Busy busy(*this);
             result = engine_.train(data, options, signals.check());
         }
-        const py::object losses = py::cast(result.losses);
+        const py::bytes losses = bytes_of(result.losses);
         // A signal since the engine last looked would raise as soon as this returns, and the result be lost.
         result.interrupted = signals.check()() || result.interrupted;
         const py::object raised = result.raised ? exception_of(result.raised) : signals.unusual();

@@ -55,7 +55,7 @@ class _Engine:
         first_epoch: int,
         shuffle: bool,
         order: NDArray[Any] | None,
-    ) -> tuple[list[float], bool, bool, bool, BaseException | None]: ...
+    ) -> tuple[bytes, bool, bool, bool, BaseException | None]: ...
     def profile_train(
         self,
         X: NDArray[Any],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -12,26 +13,68 @@ if TYPE_CHECKING:
     from gradstep.metrics import Metric
 
 
-@dataclass
+BULK = 1024
+"""Epochs of one call of the engine whose losses are no Python floats until somebody asks for the list: a
+tiny network ends millions of epochs a second, and a float of each took a quarter of the time."""
+
+_LOCK = threading.RLock()
+"""Of what is not in a list yet: another thread may read while the training's adds."""
+
+
 class History:
     """Losses and metrics per epoch, and how the training ended.
 
     ``history["loss"]`` is the list of training losses; with validation data there are "val_loss" and the
     validation metrics, such as "val_accuracy". Metrics that `fit` was asked for are there for the training
     rows too, such as "accuracy". Iterating gives these names.
+
+    Parameters
+    ----------
+    first_epoch : int, default 1
+        Number of this call's first epoch, counted from 1 over the life of the network.
+    metrics : dict, optional
+        One list per name, one value per completed epoch; by default no epochs of "loss".
+    seconds : float, default 0.0
+        Wall-clock time of the call, validation included.
+    samples : int, default 0
+        Rows trained on, summed over completed epochs.
+    stopped : str, default "finished"
+        Why training ended: "finished", "converged" (LBFGS), "callback", "interrupted", "diverged", or
+        "failed" where an exception of a callback or signal handler ended it.
     """
 
-    first_epoch: int = 1
-    """Number of this call's first epoch, counted from 1 over the life of the network."""
-    metrics: dict[str, list[float]] = field(default_factory=lambda: {"loss": []})
-    """One list per name, one value per completed epoch."""
-    seconds: float = 0.0
-    """Wall-clock time of the call, validation included."""
-    samples: int = 0
-    """Rows trained on, summed over completed epochs."""
-    stopped: str = "finished"
-    """Why training ended: "finished", "converged" (LBFGS), "callback", "interrupted", "diverged", or "failed"
-    where an exception of a callback or signal handler ended it."""
+    def __init__(
+        self,
+        first_epoch: int = 1,
+        metrics: dict[str, list[float]] | None = None,
+        seconds: float = 0.0,
+        samples: int = 0,
+        stopped: str = "finished",
+    ) -> None:
+        self.first_epoch = first_epoch
+        self.seconds = seconds
+        self.samples = samples
+        self.stopped = stopped
+        self._metrics = {"loss": []} if metrics is None else metrics
+        self._bulk: array[float] = array("d")  # losses that are not in the list yet
+        self._listed = 0  # those that were when the first of these came
+
+    @property
+    def metrics(self) -> dict[str, list[float]]:
+        """One list per name, one value per completed epoch."""
+        with _LOCK:
+            if self._bulk:
+                stop = self._listed + len(self._bulk)
+                self._metrics["loss"][self._listed : stop] = (
+                    self._bulk
+                )  # the same if Ctrl-C comes before the end
+                self._bulk = array("d")
+        return self._metrics
+
+    @metrics.setter
+    def metrics(self, values: dict[str, list[float]]) -> None:
+        with _LOCK:
+            self._metrics, self._bulk = values, array("d")
 
     @property
     def epochs(self) -> list[int]:
@@ -47,6 +90,12 @@ class History:
     def val_loss(self) -> list[float]:
         """Validation loss of every epoch; empty without validation data."""
         return self.metrics.get("val_loss", [])
+
+    @property
+    def last(self) -> dict[str, float]:
+        """The newest value of every name that has one; where only that is asked for, no list is made."""
+        newest = {name: values[-1] for name, values in self._metrics.items() if values}
+        return {**newest, "loss": self._bulk[-1]} if self._bulk else newest
 
     @property
     def interrupted(self) -> bool:
@@ -77,8 +126,18 @@ class History:
 
         return learning_curves(self, ax, metric=metric)
 
+    def extend(self, losses: Sequence[float]) -> None:
+        """Add the training losses of the newest epochs."""
+        with _LOCK:
+            if not self._bulk:
+                self._listed = len(self._metrics["loss"])
+            if self._bulk or len(losses) >= BULK:
+                self._bulk.extend(losses)
+            else:
+                self._metrics["loss"].extend(losses)
+
     def append(self, values: dict[str, float]) -> None:
-        """Add the metrics of the newest epoch."""
+        """Add the other metrics of the newest epoch."""
         for name, value in values.items():
             self.metrics.setdefault(name, []).append(value)
 
@@ -91,16 +150,28 @@ class History:
         return self.metrics[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self.metrics
+        return name in self._metrics
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.metrics)
+        return iter(self._metrics)
 
     def __len__(self) -> int:
-        return len(self.loss)
+        return self._listed + len(self._bulk) if self._bulk else len(self._metrics["loss"])
+
+    def __eq__(self, other: object) -> bool:
+        return self.__getstate__() == other.__getstate__() if isinstance(other, History) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("first_epoch", "metrics", "seconds", "samples", "stopped")
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
     def __repr__(self) -> str:
-        last = ", ".join(f"{name} {values[-1]:.6g}" for name, values in self.metrics.items() if values)
+        last = ", ".join(f"{name} {value:.6g}" for name, value in self.last.items())
         return f"<History of {len(self)} epoch(s), {self.stopped}{': ' + last if last else ''}>"
 
 

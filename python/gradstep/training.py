@@ -209,7 +209,7 @@ class Training:
         if not result.losses:
             return
         self.network.epochs_trained += len(result.losses)
-        self.history.loss.extend(result.losses)
+        self.history.extend(result.losses)
         rows = self.job.rows
         self.history.samples += len(result.losses) * (len(rows.X) if isinstance(rows, Rows) else rows.rows)
         newest = {"loss": result.losses[-1], **self._measure()}

@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -237,8 +237,8 @@ class Plan:
 class TrainResult:
     """What one call of `Engine.train` did."""
 
-    losses: list[float]
-    """Mean training loss of every completed epoch."""
+    losses: Sequence[float]
+    """Mean training loss of every completed epoch: a list, or an ``array.array``."""
     interrupted: bool = False
     """Ctrl-C was pressed: training stopped after a whole batch."""
     diverged: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from typing import Any
 
@@ -155,7 +156,7 @@ class CppEngine(Engine):
         losses, interrupted, diverged, restored, raised = self._core.train(
             X, y, weight, epochs, batch_size, learning_rates, seed, first_epoch, shuffle, order
         )
-        return TrainResult(losses, interrupted, diverged, restored, raised)
+        return TrainResult(array("d", losses), interrupted, diverged, restored, raised)
 
     def step(self, X: Array, y: Array, weight: Array | None, learning_rate: float) -> float:
         """One forward, backward and update on all rows given."""
@@ -179,8 +180,8 @@ class CppEngine(Engine):
     def _named(self, layers: list[tuple[Array, Array]], suffix: str) -> Parameters:
         named: Parameters = {}
         for layer, arrays in zip(self.plan.layers, layers, strict=True):
-            for (name, shape), array in zip(layer.parameter_shapes().items(), arrays, strict=False):
-                named[f"{layer.name}.{name}{suffix}"] = array.reshape(shape)
+            for (name, shape), value in zip(layer.parameter_shapes().items(), arrays, strict=False):
+                named[f"{layer.name}.{name}{suffix}"] = value.reshape(shape)
         return named
 
     def _set(self, what: int, values: Mapping[str, Array], suffix: str) -> None:
