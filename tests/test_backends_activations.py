@@ -62,6 +62,14 @@ def test_activation_reaches_its_limits_at_infinity(backend, activation, dtype):
     )
 
 
+def test_tanh_is_never_beyond_one_and_a_saturated_unit_has_no_slope(backend):
+    x = _whole_float32_range()
+    assert np.abs(_predict(backend, "tanh", x)).max() == 1
+    saturated = np.array([-np.inf, -1e30, -10, 10, 1e30, np.inf], np.float32)
+    np.testing.assert_array_equal(_predict(backend, "tanh", saturated)[:, None], np.sign(saturated)[:, None])
+    np.testing.assert_array_equal(_slopes(backend, "tanh", saturated[1:-1]), 0)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_nan_in_gives_nan_out(backend, activation, dtype):
     x = np.array([1, np.nan, -1, 0.5], dtype)

@@ -19,6 +19,9 @@ struct Constants<float> {
     static constexpr float kSmallestNormal = 1.17549435e-38f;
     static constexpr float kExpTail[] = {0.5f, 0.1666657338f, 0.04166655011f, 0.008363773874f, 0.001392692661f};
     static constexpr float kLogTail[] = {0.6666666732f, 0.3999970633f, 0.2859235799f, 0.217065758f, 0.2322432922f};
+    static constexpr float kTanhMost = 9.02f;  // tanh rounds to 1 from here on
+    static constexpr float kTanhP[] = {1.0f, 0.1338268741f, 0.003497457847f, 2.063582512e-5f, 1.338429453e-8f};
+    static constexpr float kTanhQ[] = {1.0f, 0.4671600866f, 0.02588436159f, 3.288517622e-4f, 7.790250677e-7f};
     static constexpr float kMills[] = {0.7290836956f,     -0.5093319821f,   0.2300173265f,   -0.04726300929f,
                                        -0.0104581947f,    0.006972461452f,  0.001006919625f, -0.001045380628f,
                                        -0.0002139047556f, 0.0001544794084f, 3.530219982e-5f, -1.542909379e-5f};
@@ -164,15 +167,30 @@ inline Vec<T> log(Vec<T> x) {
     return x < T(__builtin_inf()) ? result : x;
 }
 
-// tanh(x) = expm1(2x) / (expm1(2x) + 2), accurate near zero because expm1 is. The result is +-1 beyond the bounds,
-// within which one power of two stays normal.
-template <class T>
-inline Vec<T> tanh(Vec<T> x) {
+// x P(x^2) / Q(x^2), a minimax quotient. It may round to more than 1, where the slope 1 - a^2 would be negative, and
+// ends a unit below 1, where the slope of a saturated unit would not be zero: neither is let out.
+inline Vec<float> tanh_of(Vec<float> x) {
+    using C = Constants<float>;
+    const Vec<float> one = splat(1.0f), t = x * x;
+    const Vec<float> ratio = x * polynomial(C::kTanhP, t) / polynomial(C::kTanhQ, t);
+    const Vec<float> bounded = minimum(maximum(ratio, -one), one);
+    return x > C::kTanhMost ? one : x < -C::kTanhMost ? -one : bounded;
+}
+
+// expm1(2x) / (expm1(2x) + 2), accurate near zero because expm1 is. The result is +-1 beyond the bounds, within which
+// one power of two stays normal.
+inline Vec<double> tanh_of(Vec<double> x) {
+    using T = double;
     const Vec<T> bound = splat(T(Constants<T>::kMantissaBits + 3));
     const Reduced<T> q = reduce_by_ln2<T>(minimum(maximum(x + x, -bound), bound));
     const Vec<T> scale = power_of_two<T>(q.n);
     const Vec<T> e = fma(expm1_reduced<T>(q.r), scale, scale - T(1));
     return e / (e + T(2));
+}
+
+template <class T>
+inline Vec<T> tanh(Vec<T> x) {
+    return tanh_of(x);
 }
 
 // 1 / (1 + exp(-x)), accurate in both tails.
