@@ -12,7 +12,7 @@ from gradstep.backends.base import Array, Engine, Parameters, Plan
 
 def pack(plan: Plan, parameters: Parameters) -> Array:
     """Parameters by name as one float64 array: the weights of all layers, then all others."""
-    return np.concatenate([parameters[name].ravel() for name in _packed_shapes(plan)]).astype(np.float64)
+    return np.concatenate([parameters[name].ravel() for name in _packed_shapes(plan)], dtype=np.float64)
 
 
 def unpack(plan: Plan, theta: Array) -> Parameters:
