@@ -157,16 +157,13 @@ private:
     }
 
     double loss_of(int64_t rows, const TileInputs<T>& in, const Workspace<T>& ws, T scale) const {
-        return net_.loss().value({.z = net_.outputs_in_lanes(ws, rows),
-                                  .y = in.y,
-                                  .weight = in.weight,
-                                  .delta = ws.lanes_delta,
-                                  .link = nullptr,
-                                  .outputs = net_.plan().n_out(),
-                                  .lanes = net_.whole_lanes(rows),
-                                  .stride = net_.tile_stride(rows, tile_),
-                                  .scale = scale,
-                                  .option = net_.loss_option()});
+        LossBatch<T> batch = net_.loss_batch(rows, net_.tile_stride(rows, tile_));
+        batch.z = net_.outputs_in_lanes(ws, rows);
+        batch.y = in.y;
+        batch.weight = in.weight;
+        batch.delta = ws.lanes_delta;
+        batch.scale = scale;
+        return net_.loss().value(batch);
     }
 
     const Net<T>& net_;

@@ -58,16 +58,11 @@ private:
     double loss_of(const Batch<T>& tile, const Workspace<T>& ws) const {
         const ptrdiff_t stride = net_.tile_stride(tile.rows, ws.rows);
         gather_targets(net_, tile, ws.inputs.y, ws.inputs.weight, stride);
-        return net_.loss().value({.z = net_.outputs_in_lanes(ws, tile.rows),
-                                  .y = ws.inputs.y,
-                                  .weight = ws.inputs.weight,
-                                  .delta = nullptr,
-                                  .link = nullptr,
-                                  .outputs = net_.plan().n_out(),
-                                  .lanes = net_.whole_lanes(tile.rows),
-                                  .stride = stride,
-                                  .scale = T(0),
-                                  .option = net_.loss_option()});
+        LossBatch<T> batch = net_.loss_batch(tile.rows, stride);
+        batch.z = net_.outputs_in_lanes(ws, tile.rows);
+        batch.y = ws.inputs.y;
+        batch.weight = ws.inputs.weight;
+        return net_.loss().value(batch);
     }
 
     const Net<T>& net_;

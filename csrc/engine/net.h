@@ -123,21 +123,16 @@ public:
         return (rows + lanes - 1) & -lanes;
     }
     ptrdiff_t targets() const { return targets_; }  // columns of y that are not labels
+    // Of samples in lanes `stride` apart: what loss and link must know, but for where the operands lie.
+    LossBatch<T> loss_batch(ptrdiff_t rows, ptrdiff_t stride) const {
+        return {.outputs = plan_.n_out(), .lanes = whole_lanes(rows), .stride = stride, .option = loss_option()};
+    }
     // Rows of targets in lanes.
     ptrdiff_t y_rows() const { return loss_.takes_labels ? 1 : whole_lanes(targets_); }
 
 protected:
     void link(const T* z, T* to, ptrdiff_t outputs, ptrdiff_t lanes, ptrdiff_t stride) const {
-        loss_.link({.z = z,
-                    .y = nullptr,
-                    .weight = nullptr,
-                    .delta = nullptr,
-                    .link = to,
-                    .outputs = outputs,
-                    .lanes = lanes,
-                    .stride = stride,
-                    .scale = T(0),
-                    .option = loss_option()});
+        loss_.link({.z = z, .link = to, .outputs = outputs, .lanes = lanes, .stride = stride, .option = loss_option()});
     }
 
     const Activation<T>& activation(std::size_t layer) const { return *activations_[layer]; }

@@ -120,16 +120,13 @@ protected:
         const int64_t to = from + block.rows;
         net_.outputs_to_lanes(ws_, from, to, w.z, loss_rows_);
         gather_targets(net_, block, w.y, w.weight, loss_rows_);
-        const double loss = net_.loss().value({.z = w.z,
-                                               .y = w.y,
-                                               .weight = w.weight,
-                                               .delta = w.delta,
-                                               .link = nullptr,
-                                               .outputs = net_.plan().n_out(),
-                                               .lanes = net_.whole_lanes(block.rows),
-                                               .stride = loss_rows_,
-                                               .scale = scale,
-                                               .option = net_.loss_option()});
+        LossBatch<T> batch = net_.loss_batch(block.rows, loss_rows_);
+        batch.z = w.z;
+        batch.y = w.y;
+        batch.weight = w.weight;
+        batch.delta = w.delta;
+        batch.scale = scale;
+        const double loss = net_.loss().value(batch);
         net_.output_error(ws_, w.delta, loss_rows_, from, to);
         return loss;
     }

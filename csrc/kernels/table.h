@@ -60,13 +60,13 @@ struct Activation {
 // Operands of a loss, transposed: one row an output, one lane a sample.
 template <class T>
 struct LossBatch {
-    const T* z;       // [outputs][stride]: outputs before the link
-    const T* y;       // [targets][stride], or [1][stride] class numbers
-    const T* weight;  // [lanes]; 0 in lanes beyond the last sample
-    T* delta;         // [outputs][stride]: scale * weight * dloss/dz; may be null
-    T* link;          // [outputs][stride]: predictions, only for `link`; may be z itself
+    const T* z = nullptr;       // [outputs][stride]: outputs before the link
+    const T* y = nullptr;       // [targets][stride], or [1][stride] class numbers
+    const T* weight = nullptr;  // [lanes]; 0 in lanes beyond the last sample
+    T* delta = nullptr;         // [outputs][stride]: scale * weight * dloss/dz; may be null
+    T* link = nullptr;          // [outputs][stride]: predictions, only for `link`; may be z itself
     ptrdiff_t outputs, lanes, stride;
-    T scale;
+    T scale = T(0);
     const T* option;  // [outputs]
 };
 
