@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,8 @@ def count(case: dict[str, Any], steps: int) -> int:
 
 def per_step(case: dict[str, Any]) -> float:
     """Instructions of one step."""
-    short, long = (count(case, steps) for steps in STEPS)
+    with ThreadPoolExecutor() as pool:
+        short, long = pool.map(lambda steps: count(case, steps), STEPS)
     return (long - short) / (STEPS[1] - STEPS[0])
 
 

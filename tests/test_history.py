@@ -76,6 +76,39 @@ def test_a_copy_has_the_losses_that_nobody_asked_for_and_is_equal(history, copie
     assert other != history
 
 
+class ReadAgain(list):
+    """A list whose owner's losses are read whenever they are put into it, as by a handler of a signal."""
+
+    def __setitem__(self, at, values):
+        super().__setitem__(at, values)
+        owner, self.owner = self.owner, None
+        if owner is not None:
+            assert owner.loss == LOSSES
+
+
+def test_reading_while_the_list_is_made_loses_nothing():
+    listed = ReadAgain()
+    history = gs.History(metrics={"loss": listed})
+    listed.owner = history
+    history.extend(LOSSES)
+    assert history.loss == LOSSES
+    history.extend([0.25])
+    assert history.loss == [*LOSSES, 0.25]
+
+
+def test_attributes_of_a_users_own_survive_a_copy(history):
+    history.note = "mine"
+    assert copy.copy(history).note == "mine"
+
+
+def test_a_long_call_of_the_engine_gives_every_loss(backend):
+    network = gs.Network([gs.Dense(1)], backend=backend.name, seed=0)
+    history = network.fit([[0.0], [1.0]], [1.0, 2.0], epochs=BULK + 5, verbose=0)
+    assert len(history) == BULK + 5
+    assert history.last["loss"] == history.loss[-1]
+    assert len(history.loss) == BULK + 5
+
+
 def test_metrics_that_are_set_replace_what_was_added(history):
     history.metrics = {"loss": [1.0], "val_loss": [2.0]}
     assert history.loss == [1.0]

@@ -123,7 +123,7 @@ public:
         return (rows + lanes - 1) & -lanes;
     }
     ptrdiff_t targets() const { return targets_; }  // columns of y that are not labels
-    // Of samples in lanes `stride` apart: what loss and link must know, but for where the operands lie.
+    // Of samples in lanes `stride` apart: what a loss must know, but for where its operands lie.
     LossBatch<T> loss_batch(ptrdiff_t rows, ptrdiff_t stride) const {
         return {.outputs = plan_.n_out(), .lanes = whole_lanes(rows), .stride = stride, .option = loss_option()};
     }

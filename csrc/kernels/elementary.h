@@ -167,8 +167,8 @@ inline Vec<T> log(Vec<T> x) {
     return x < T(__builtin_inf()) ? result : x;
 }
 
-// x P(x^2) / Q(x^2), a minimax quotient. It may round to more than 1, where the slope 1 - a^2 would be negative, and
-// ends a unit below 1, where the slope of a saturated unit would not be zero: neither is let out.
+// x P(x^2) / Q(x^2), a minimax quotient, held at +-1, so that no slope 1 - a^2 is negative, and exactly that beyond the
+// bound, where it would end a unit below: a saturated unit has no slope.
 inline Vec<float> tanh_of(Vec<float> x) {
     using C = Constants<float>;
     const Vec<float> one = splat(1.0f), t = x * x;

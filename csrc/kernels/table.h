@@ -65,9 +65,9 @@ struct LossBatch {
     const T* weight = nullptr;  // [lanes]; 0 in lanes beyond the last sample
     T* delta = nullptr;         // [outputs][stride]: scale * weight * dloss/dz; may be null
     T* link = nullptr;          // [outputs][stride]: predictions, only for `link`; may be z itself
-    ptrdiff_t outputs, lanes, stride;
+    ptrdiff_t outputs = 0, lanes = 0, stride = 0;
     T scale = T(0);
-    const T* option;  // [outputs]
+    const T* option = nullptr;  // [outputs]
 };
 
 // Operands of a loss that takes each output by itself: a panel of outputs, and columns of the user's rows.

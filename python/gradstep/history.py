@@ -26,7 +26,8 @@ class History:
 
     ``history["loss"]`` is the list of training losses; with validation data there are "val_loss" and the
     validation metrics, such as "val_accuracy". Metrics that `fit` was asked for are there for the training
-    rows too, such as "accuracy". Iterating gives these names.
+    rows too, such as "accuracy". Iterating gives these names. Ask again after training: a list that was taken
+    before may lack the newest losses.
 
     Parameters
     ----------
@@ -63,11 +64,9 @@ class History:
     def metrics(self) -> dict[str, list[float]]:
         """One list per name, one value per completed epoch."""
         with _LOCK:
-            if self._bulk:
-                stop = self._listed + len(self._bulk)
-                self._metrics["loss"][self._listed : stop] = (
-                    self._bulk
-                )  # the same if Ctrl-C comes before the end
+            bulk = self._bulk
+            if bulk:  # Ctrl-C, or a handler that reads this, may come anywhere: the same is done again
+                self._metrics["loss"][self._listed : self._listed + len(bulk)] = bulk
                 self._bulk = array("d")
         return self._metrics
 
@@ -94,8 +93,9 @@ class History:
     @property
     def last(self) -> dict[str, float]:
         """The newest value of every name that has one; where only that is asked for, no list is made."""
-        newest = {name: values[-1] for name, values in self._metrics.items() if values}
-        return {**newest, "loss": self._bulk[-1]} if self._bulk else newest
+        with _LOCK:
+            newest = {name: values[-1] for name, values in self._metrics.items() if values}
+            return {**newest, "loss": self._bulk[-1]} if self._bulk else newest
 
     @property
     def interrupted(self) -> bool:
@@ -129,12 +129,12 @@ class History:
     def extend(self, losses: Sequence[float]) -> None:
         """Add the training losses of the newest epochs."""
         with _LOCK:
+            if not self._bulk and len(losses) < BULK:
+                self._metrics["loss"].extend(losses)
+                return
             if not self._bulk:
                 self._listed = len(self._metrics["loss"])
-            if self._bulk or len(losses) >= BULK:
-                self._bulk.extend(losses)
-            else:
-                self._metrics["loss"].extend(losses)
+            self._bulk.extend(losses)
 
     def append(self, values: dict[str, float]) -> None:
         """Add the other metrics of the newest epoch."""
@@ -156,19 +156,23 @@ class History:
         return iter(self._metrics)
 
     def __len__(self) -> int:
-        return self._listed + len(self._bulk) if self._bulk else len(self._metrics["loss"])
+        with _LOCK:
+            return self._listed + len(self._bulk) if self._bulk else len(self._metrics["loss"])
 
     def __eq__(self, other: object) -> bool:
-        return self.__getstate__() == other.__getstate__() if isinstance(other, History) else NotImplemented
+        return self.__getstate__() == other.__getstate__() if type(other) is type(self) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment]
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("first_epoch", "metrics", "seconds", "samples", "stopped")
-        return {name: getattr(self, name) for name in names}
+        metrics = self.metrics  # first: with all losses in their list
+        private = ("_metrics", "_bulk", "_listed")
+        return {"metrics": metrics, **{k: v for k, v in vars(self).items() if k not in private}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+        History.__init__(self)
+        for name, value in state.items():
+            setattr(self, name, value)
 
     def __repr__(self) -> str:
         last = ", ".join(f"{name} {value:.6g}" for name, value in self.last.items())

@@ -372,7 +372,7 @@ def _tanh_32(x: float) -> float:
     p = (((_P4 * t + _P3) * t + _P2) * t + _P1) * t + _ONE
     q = (((_Q4 * t + _Q3) * t + _Q2) * t + _Q1) * t + _ONE
     a = x * p / q
-    above, below = a > _ONE or x > _TANH_MOST, a < -_ONE or x < -_TANH_MOST
+    above, below = (a > _ONE) | (x > _TANH_MOST), (a < -_ONE) | (x < -_TANH_MOST)
     return _ONE if above else (-_ONE if below else a)
 
 
