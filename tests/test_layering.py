@@ -15,7 +15,7 @@ LAYERS = (
     {"backends.custom_loss"},
     {"backends.numpy.activations", "backends.numpy.optimizers"},
     {"backends.numpy.losses", "backends.numpy.layers"},
-    {"backends.numpy.propagation"},
+    {"backends.numpy.propagation", "backends.numpy.ready_arrays"},
     {"backends.numpy.engine"},
     {"backends.numpy"},
     {"backends.numba_kernels", "_core"},

@@ -13,6 +13,7 @@
 #include <optional>
 #include <thread>
 
+#include "bindings/ready_arrays.h"
 #include "engine/dispatch.h"
 #include "engine/engine.h"
 #include "engine/peak.h"
@@ -28,9 +29,6 @@ using namespace gradstep;
 py::bytes bytes_of(const std::vector<double>& values) {
     return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(double)};
 }
-
-template <class T>
-using Matrix = py::array_t<T, py::array::c_style>;
 
 // Sparse rows: starts (n + 1,), columns and values (stored,).
 template <class T>
@@ -231,15 +229,17 @@ public:
         const Data<T> data = data_of(X, y, weight);
         require(!out || (out->ndim() == 2 && out->shape(0) == data.n && out->shape(1) == engine_.plan().n_out()),
                 "out must be (n, n_out)");
-        T* to = out ? out->mutable_data() : nullptr;
-        Signals signals;
-        double loss = 0;
-        {
-            const Busy busy(*this);
-            loss = engine_.predict(data, to, signals.check());
-        }
-        signals.rethrow();
-        return loss;
+        return run_predict(data, out ? out->mutable_data() : nullptr);
+    }
+
+    // The outputs, or None where X is not a small array that can be used as it is.
+    py::object try_predict(const py::handle& X) {
+        const auto rows = ready_rows<T>(X, engine_.plan().n_in());
+        if (!rows) return py::none();
+        const Data<T> data = data_of(*rows, py::none(), std::nullopt);
+        Matrix<T> out(std::vector<py::ssize_t>{data.n, engine_.plan().n_out()});
+        run_predict(data, out.mutable_data());
+        return out;
     }
 
     template <class Rows>
@@ -265,6 +265,13 @@ public:
         const Data<T> data = data_of(X, y, weight);
         const Busy busy(*this);
         return engine_.step(data, learning_rate);
+    }
+
+    // The loss, or None where X and y are not small arrays that can be used as they are; nothing has changed then.
+    py::object try_step(const py::handle& X, const py::object& y, double learning_rate) {
+        const auto rows = ready_rows<T>(X, engine_.plan().n_in());
+        if (!rows || !has_ready_targets(y, rows->shape(0))) return py::none();
+        return py::float_(step(*rows, y, std::nullopt, learning_rate));
     }
 
     template <class Rows>
@@ -348,6 +355,27 @@ private:
         py::gil_scoped_release gil_;
         std::lock_guard<std::mutex> lock_;
     };
+
+    double run_predict(const Data<T>& data, T* out) {
+        Signals signals;
+        double loss = 0;
+        {
+            const Busy busy(*this);
+            loss = engine_.predict(data, out, signals.check());
+        }
+        signals.rethrow();
+        return loss;
+    }
+
+    bool has_ready_targets(const py::handle& y, py::ssize_t n) const {
+        if (engine_.takes_labels()) {
+            const auto labels = ready_labels(y, engine_.plan().n_out());
+            return labels && labels->shape(0) == n;
+        }
+        if (engine_.plan().custom_loss()) return false;
+        const auto targets = ready_rows<T>(y, engine_.targets());
+        return targets && targets->shape(0) == n;
+    }
 
     // The lock, unless this thread holds it already: a signal handler runs in the middle of a call. In a forked
     // child it may have been taken by a thread that does not exist there; the child gets a new one.
@@ -487,6 +515,8 @@ void register_engine(py::module_& m, const char* name) {
         .def("set", &E::set, "what"_a, "layer"_a, exact("W"), exact("b"))
         .def("set_input_transform", &E::set_input_transform, exact("shift"), exact("scale"))
         .def("predict", &E::predict, exact("X"), "y"_a, exact("weight"), exact("out"))
+        .def("try_predict", &E::try_predict, "X"_a)
+        .def("try_step", &E::try_step, "X"_a, "y"_a, "learning_rate"_a)
         .def_property_readonly("takes_sparse", &E::takes_sparse)
         .def("profile_train", &E::profile_train, exact("X"), "y"_a, "epochs"_a, "batch_size"_a, exact("learning_rates"))
         .def_property("step_count", &E::step_count, &E::set_step_count)

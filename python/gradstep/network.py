@@ -43,9 +43,7 @@ from gradstep.streaming import BalancedFeed, BatchFeed, Feed, Rows, WindowFeed
 from gradstep.tracing import Trace
 from gradstep.training import DivergenceError, Job, LbfgsTraining, Training
 from gradstep.validation import (
-    BLOCK_ELEMENTS,
     TARGET_CHECKS,
-    all_finite,
     as_numbers,
     check_batch_size,
     check_categories,
@@ -62,9 +60,6 @@ if TYPE_CHECKING:
     import torch
 
     from gradstep.schedules import ScheduleLike
-
-SMALL_BATCH = 256
-"""Rows up to which labels are quicker checked as Python integers than by numpy."""
 
 SAMPLING = ("all", "balanced")
 """Which rows an epoch visits."""
@@ -442,18 +437,15 @@ class Network:
     def _refresh(self) -> None:
         """Tell the engine its input transform, and keep what the short ways of `predict` and `step` need."""
         self._dtype = np.dtype(self.dtype)
-        fast = self._engine is not None and self._is_prepared() and not self._specification.embeddings
-        self._fast_engine = self._engine if fast else None
-        self._fast_n_in = -1 if self._plan is None else self._plan.n_in
-        self._fast_n_out = self.n_out
-        self._fast_n_targets = self._specification.n_targets
-        self._fast_labels = frozenset(range(self.n_out if self.loss.target_kind == "labels" else 0))
-        self._fast_step = (
+        tries_inputs = self._is_prepared() and not self._specification.embeddings
+        tries_targets = (
             self._target_transform is None
             and self.loss.target_kind in ("values", "labels")
             and not isinstance(self._specification.averaging, SWA)
             and not isinstance(self.optimizer, LBFGS)
         )
+        self._tries_predict = self._engine if tries_inputs else None
+        self._tries_step = self._engine if tries_inputs and tries_targets else None
         if self._engine is not None:
             transform = self._input_transform
             if transform is None:
@@ -888,23 +880,15 @@ class Network:
         TypeError, ValueError
             If X is not as above, or the network is not complete.
         """
-        engine = self._fast_engine
-        if not (
-            engine is not None
-            and type(X) is np.ndarray
-            and X.dtype is self._dtype
-            and X.ndim == 2
-            and X.shape[1] == self._fast_n_in
-            and 0 < X.size <= BLOCK_ELEMENTS
-            and X.flags.carray
-            and all_finite(X)
-        ):
+        engine = self._tries_predict
+        out = None if engine is None else engine.try_predict(X)
+        if out is None:
             engine = self._ready()
-            X = self._check_inputs(X)
-        return self._predicted(engine, X)
+            return self._predicted(engine, self._check_inputs(X))
+        return out if self._target_transform is None else self._in_units_of_y(self._target_transform, out)
 
     def _predicted(self, engine: Engine, X: Array) -> Array:
-        out = np.empty((X.shape[0], self._fast_n_out), self._dtype)
+        out = np.empty((X.shape[0], self.n_out), self._dtype)
         engine.predict(X, out)
         return out if self._target_transform is None else self._in_units_of_y(self._target_transform, out)
 
@@ -986,22 +970,11 @@ class Network:
             If the loss is NaN or infinite; nothing has changed then. Or if its gradient overflows: in a large
             network the update may have been done in part.
         """
-        engine = self._fast_engine
-        if (
-            engine is not None
-            and sample_weight is None
-            and self._fast_step
-            and type(X) is np.ndarray
-            and X.dtype is self._dtype
-            and X.ndim == 2
-            and X.shape[1] == self._fast_n_in
-            and 0 < X.size <= BLOCK_ELEMENTS
-            and X.flags.carray
-            and all_finite(X)
-            and self._is_target(y, X.shape[0])
-        ):
-            loss = engine.step(X, y, None, self._specification.optimizer.learning_rate)
-        else:
+        engine = self._tries_step
+        loss = None
+        if engine is not None and sample_weight is None:
+            loss = engine.try_step(X, y, self._specification.optimizer.learning_rate)
+        if loss is None:
             self._refuse_step()
             engine, rows = self._checked(X, y, sample_weight)
             loss = engine.step(rows.X, rows.y, rows.weight, self.learning_rate)
@@ -1017,16 +990,6 @@ class Network:
             raise ValueError("step cannot be used with the optimizer LBFGS: use fit")
         if isinstance(self._specification.averaging, SWA):
             raise ValueError("step makes no epochs, which averaging=SWA(...) counts: use fit, or EMA")
-
-    def _is_target(self, y: Any, n: int) -> bool:
-        """Whether y can go to the engine as it is."""
-        if type(y) is not np.ndarray or not y.flags.carray:
-            return False
-        if self._fast_labels:
-            if y.dtype is not _INT32 or y.shape != (n,) or n > SMALL_BATCH:
-                return False
-            return self._fast_labels.issuperset(y.tolist())
-        return y.dtype is self._dtype and y.shape == (n, self._fast_n_targets) and all_finite(y)
 
     def _checked(self, X: Any, y: Any, sample_weight: Any) -> tuple[Engine, Rows]:
         """Engine and rows in the network's units; the input width is learnt if need be."""
@@ -1184,13 +1147,4 @@ class Network:
         engine.set_optimizer_state({**checked, "step": np.array(step, np.int64)})
 
 
-_CACHES = (
-    "_dtype",
-    "_fast_engine",
-    "_fast_n_in",
-    "_fast_n_out",
-    "_fast_n_targets",
-    "_fast_labels",
-    "_fast_step",
-)
-_INT32 = np.dtype(np.int32)
+_CACHES = ("_dtype", "_tries_predict", "_tries_step")

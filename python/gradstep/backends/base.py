@@ -322,6 +322,14 @@ class Engine(ABC):
         """Write the linked outputs of all rows into out (n, n_out), in constant workspace."""
 
     @abstractmethod
+    def try_predict(self, X: object) -> Array | None:
+        """What `predict` writes, if X is a small array that can be used as it is; else None.
+
+        A numpy array itself, in the plan's dtype, C-contiguous, of the network's width, not empty, finite.
+        None asks the caller to check and convert X, which costs more than the predictions of few rows.
+        """
+
+    @abstractmethod
     def evaluate(self, X: Array, y: Array, weight: Array | None, out: Array | None = None) -> float:
         """Mean loss of all rows without the l2 penalty; writes what `predict` would into out if given."""
 
@@ -364,6 +372,14 @@ class Engine(ABC):
 
         A loss that is not finite is returned, and changes nothing. NaN is returned where a finite loss has a
         gradient that overflows; a large network may have done a part of the update then.
+        """
+
+    @abstractmethod
+    def try_step(self, X: object, y: object, learning_rate: float) -> float | None:
+        """What `step` does, if X and y are small arrays that can be used as they are; else None, and nothing.
+
+        As `try_predict`; y is of the width of the targets, or int32 labels of known classes. That any finite
+        targets will do for the loss is for the caller to know. Always None for a custom loss.
         """
 
     def profile(

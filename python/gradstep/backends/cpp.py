@@ -110,6 +110,11 @@ class CppEngine(Engine):
         """Write the linked outputs of all rows into out."""
         self._core.predict(X, None, None, out)
 
+    def try_predict(self, X: object) -> Array | None:
+        """The linked outputs; None if X is not a small array that can be used as it is."""
+        out: Array | None = self._core.try_predict(X)
+        return out
+
     def evaluate(self, X: Array, y: Array, weight: Array | None, out: Array | None = None) -> float:
         """Mean loss of all rows without the l2 penalty."""
         if self.plan.custom_loss is not None:  # of all rows at once
@@ -161,6 +166,11 @@ class CppEngine(Engine):
     def step(self, X: Array, y: Array, weight: Array | None, learning_rate: float) -> float:
         """One forward, backward and update on all rows given."""
         loss: float = self._core.step(X, self._targets(y, weight), weight, learning_rate)
+        return loss
+
+    def try_step(self, X: object, y: object, learning_rate: float) -> float | None:
+        """The loss before the update; None if X and y are not small arrays that can be used as they are."""
+        loss: float | None = self._core.try_step(X, y, learning_rate)
         return loss
 
     def profile(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from gradstep.backends import blas_threads
-from gradstep.backends.base import Array, Engine, Parameters, Plan, TrainResult, exchanged
+from gradstep.backends.base import Array, Parameters, Plan, TrainResult, exchanged
 from gradstep.backends.interrupt import deferred_interrupt
 from gradstep.backends.numpy.layers import forward_pass, statistics_are_finite
 from gradstep.backends.numpy.optimizers import OPTIMIZERS, Update
@@ -21,13 +21,14 @@ from gradstep.backends.numpy.propagation import (
     propagate,
     transformed,
 )
+from gradstep.backends.numpy.ready_arrays import TriesReadyArrays
 from gradstep.random import permutation
 
 BLOCK_ELEMENTS = 1 << 20
 """`predict` and `evaluate` hold at most about this many numbers of each layer."""
 
 
-class NumpyEngine(Engine):
+class NumpyEngine(TriesReadyArrays):
     """Parameters, optimizer state and training loop of the reference backend."""
 
     def __init__(self, plan: Plan) -> None:
