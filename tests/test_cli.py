@@ -139,6 +139,16 @@ def test_table_of_classes_is_trained_and_predicted(table):
     np.testing.assert_allclose(result["probability_no"], expected[:, 0], rtol=1e-6)
 
 
+def test_dropped_columns_are_remembered_by_the_model(table):
+    table.write_csv("kinds.csv")
+    options = ("--target", "kind", "--drop", "id", "--drop", "price", "--hidden", 8, "--backend", "numpy")
+    assert facts(succeed("train", "kinds.csv", *options))["data"] == "kinds.csv: 300 rows, 2 columns"
+    assert re.search(r"^dropped +id, price$", succeed("info", "kinds.safetensors"), re.MULTILINE)
+    whole = succeed("predict", "kinds.safetensors", "kinds.csv")
+    table.select("colour", "size").write_csv("kinds.csv")
+    assert succeed("predict", "kinds.safetensors", "kinds.csv") == whole
+
+
 def test_table_of_numbers_is_trained_and_predicted(table):
     out = facts(
         succeed(
@@ -231,6 +241,7 @@ def test_model_outlives_a_test_that_fails(monkeypatch):
     assert io.read_description("iris.safetensors") == {
         "data": "iris",
         "target": None,
+        "dropped": [],
         "task": "classification",
     }
 

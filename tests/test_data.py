@@ -47,7 +47,7 @@ def test_csv_gzip_tsv_and_parquet_hold_the_same(write, tmp_path):
         assert data.target.tolist() == [10, 12, 9]
         assert data.is_table
         assert len(data) == 3
-        assert columns(read_features(source, "price")) == expected
+        assert columns(read_features(source, ["price"])) == expected
 
 
 @pytest.mark.parametrize("token", ["", " ", "?", "NA", "N/A", "NaN", "nan", "null", "NULL"])
@@ -234,6 +234,31 @@ def test_unknown_sources_get_one_sentence(source, error, words, tmp_path, monkey
         read_data(source, "y")
 
 
-def test_bundled_sets_refuse_a_target():
+def test_bundled_sets_refuse_a_target_and_dropped_columns():
     with pytest.raises(ValueError, match="iris has a target of its own"):
         read_data("iris", "species")
+    with pytest.raises(ValueError, match="iris has no columns with names: --drop is for CSV"):
+        read_data("iris", drop=["species"])
+
+
+def test_dropped_columns_are_no_features(write):
+    data = read_data(write("d.csv", "id,x,row,y\n7,1.5,a,0\n8,2.5,b,1\n"), "y", ["id", "row"])
+    assert columns(data.features) == {"x": [1.5, 2.5]}
+
+
+def test_a_dropped_column_may_hold_infinity(write):
+    data = read_data(write("d.csv", "x,odd,y\n1.5,inf,0\n2.5,1,1\n"), "y", ["odd"])
+    assert columns(data.features) == {"x": [1.5, 2.5]}
+
+
+@pytest.mark.parametrize(
+    ("drop", "words"),
+    [
+        (["idd"], r"no column 'idd' to drop \(is 'id' meant\?\): it has id, x, y"),
+        (["y"], "--drop and --target name the same column 'y'"),
+        (["x", "id"], "has only the column 'y' beside those to drop"),
+    ],
+)
+def test_columns_that_cannot_be_dropped_get_one_sentence(write, drop, words):
+    with pytest.raises(ValueError, match=words):
+        read_data(write("d.csv", "id,x,y\n7,1.5,0\n8,2.5,1\n"), "y", drop)

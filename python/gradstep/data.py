@@ -61,7 +61,7 @@ class DataSet:
         return not isinstance(self.features, np.ndarray)
 
 
-def read_data(source: str, target: str | None = None) -> DataSet:
+def read_data(source: str, target: str | None = None, drop: Collection[str] = ()) -> DataSet:
     """Read a data set with its target.
 
     Parameters
@@ -71,6 +71,8 @@ def read_data(source: str, target: str | None = None) -> DataSet:
         arrays X and y, or X_train, y_train and, for its own test part, X_test, y_test.
     target : str, optional
         The column to predict: needed for tables, and for them alone.
+    drop : collection of str, optional
+        Columns of a table to learn nothing from, such as numbers of rows.
 
     Returns
     -------
@@ -82,12 +84,14 @@ def read_data(source: str, target: str | None = None) -> DataSet:
     FileNotFoundError
         If source is neither a file nor the name of a bundled set.
     ValueError
-        If the file cannot be read as what its name says, is empty, lacks the target, or holds an
-        infinite number.
+        If the file cannot be read as what its name says, is empty, lacks the target or a column to drop, or
+        holds an infinite number.
     """
     if source in BUNDLED or _suffix(source) == ".npz":
         if target is not None:
             raise ValueError(f"{source} has a target of its own: --target is for CSV and Parquet files")
+        if drop:
+            raise ValueError(f"{source} has no columns with names: --drop is for CSV and Parquet files")
         return _bundled(source) if source in BUNDLED else _read_npz(source)
     table = _read_table(source)
     if target is None:
@@ -97,23 +101,40 @@ def read_data(source: str, target: str | None = None) -> DataSet:
             f"{source} has no column {target!r} to predict{_nearest(target, table.columns)}: "
             f"{_listed(table.columns)}"
         )
+    table = _without(source, table, drop, target)
     if len(table.columns) == 1:
+        beside = " beside those to drop" if drop else ""
         raise ValueError(
-            f"{source} has only the column {target!r}: at least one more is needed to predict it"
+            f"{source} has only the column {target!r}{beside}: at least one more is needed to predict it"
         )
     _check_not_infinite(source, table)
     return DataSet(source, table.drop(target), _target_column(source, table[target]), target)
 
 
-def read_features(source: str, target: str | None = None, text_columns: Collection[str] = ()) -> Features:
-    """Read the features of rows to predict; a column named as the target is left out.
+def _without(source: str, table: pl.DataFrame, drop: Collection[str], target: str) -> pl.DataFrame:
+    """The table without the columns to drop, each of which it must have."""
+    for name in drop:
+        if name == target:
+            raise ValueError(f"--drop and --target name the same column {name!r}")
+        if name not in table.columns:
+            raise ValueError(
+                f"{source} has no column {name!r} to drop{_nearest(name, table.columns)}: "
+                f"{_listed(table.columns)}"
+            )
+    return table.drop(drop)
+
+
+def read_features(
+    source: str, leave_out: Collection[str] = (), text_columns: Collection[str] = ()
+) -> Features:
+    """Read the features of rows to predict.
 
     Parameters
     ----------
     source : str
         As for `read_data`; an npz file needs no y here.
-    target : str, optional
-        The column that the model predicts, which the file may still hold.
+    leave_out : collection of str, optional
+        Columns that the file may hold, but the model does not look at: its target, and what was dropped.
     text_columns : collection of str, optional
         Columns that a CSV file holds as text, even where all of it looks like numbers or booleans.
 
@@ -127,7 +148,7 @@ def read_features(source: str, target: str | None = None, text_columns: Collecti
     if _suffix(source) == ".npz":
         return _npz_features(source, _load_npz(source))
     table = _read_table(source, text_columns)
-    return table.drop(target) if target in table.columns else table
+    return table.drop(leave_out, strict=False)
 
 
 def infer_task(target: NDArray[Any]) -> tuple[Task, str]:

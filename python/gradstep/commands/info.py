@@ -32,6 +32,8 @@ def info(
     for name, value in io.read_description(model).items():
         if isinstance(value, dict):
             facts += [(f"{name} {key}", f"{number:.6g}") for key, number in value.items()]
+        elif isinstance(value, list):
+            facts += [(name, ", ".join(value))] if value else []
         elif value is not None:
             facts.append((name, str(value)))
     say_facts(facts)

@@ -45,7 +45,9 @@ def predict(
     backends.set_num_threads(check_integer("--threads", threads, minimum=0))
     network = io.load(model, backend=backend)
     text_columns = () if network.encoder is None else network.encoder.text_columns
-    features = data.read_features(file, io.read_description(model).get("target"), text_columns)
+    description = io.read_description(model)
+    leave_out = {description.get("target"), *description.get("dropped", ())} - {None}
+    features = data.read_features(file, leave_out, text_columns)
     inputs = as_inputs(network, file, features)
     try:
         outputs = network.predict(inputs)

@@ -106,6 +106,13 @@ def train(
         str | None,
         typer.Option(help="The column to predict.", show_default="none: needed for CSV and Parquet files"),
     ] = None,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A column to learn nothing from, such as a number of the row; may be given several times.",
+            show_default="none",
+        ),
+    ] = None,
     task: Annotated[
         str, typer.Option(help="classification, regression, or auto: by the values of the target.")
     ] = "auto",
@@ -179,14 +186,20 @@ def train(
     recipe.check()
     path = out or Path(Path(data).name.split(".")[0] + ".safetensors")
     io.check_writable(path)
-    data_set = read_data(data, target)
+    dropped = drop or []
+    data_set = read_data(data, target, dropped)
     problem = make_problem(data_set, choices, dtype)
     recipe.check_rows(len(problem.train[0]))
     network = recipe.network(problem)
     if not quiet:
         say_facts(describe_problem(data_set, problem, network, recipe))
     training = fit(network, problem, recipe, verbose=0 if quiet else 1)
-    description = {"data": Path(data).name, "target": data_set.target_name, "task": problem.task}
+    description = {
+        "data": Path(data).name,
+        "target": data_set.target_name,
+        "dropped": dropped,
+        "task": problem.task,
+    }
     result = save_and_test(network, problem, path, description)
     if not quiet:
         say_facts([*describe_training(network, problem, recipe, training, result), ("saved", str(path))])
