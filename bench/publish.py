@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 
 from cases import MORE, TOOLBOX, TOOLBOX_WIDE
 from contenders import CONTENDERS
-from report import Run, best, best_peer, gflops, percent_of_peak
+from report import Run, best, best_peer, gflops, percent_of_peak, threads_ratio
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE = ROOT / "docs/images/steps.png"
@@ -44,10 +44,17 @@ def _microseconds(result: dict[str, object] | None) -> str:
     return f"{value:,.2f}" if value < 10 else f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
 
 
-def table(run: Run) -> str:
-    """Markdown: one row a case, microseconds a step of every contender at its best thread count."""
+def table(run: Run, threads: bool = True) -> str:
+    """Markdown: one row a case, microseconds a step of every contender at its best thread count.
+
+    With `threads` a last column says what all threads take over one, in the compiled backend.
+    """
     names = [name for name in README_COLUMNS if any(r["contender"] == name for r in run["results"])]
+    ratios = {case: threads_ratio(run, case, "gradstep-cpp") for case in run["cases"] if threads}
+    most = max((found[0] for found in ratios.values() if found), default=None)
     head = ["layers, batch", *names, "GFLOP/s", "of peak", "times the best peer"]
+    if most:
+        head.append(f"{most} threads over 1")
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for case, facts in run["cases"].items():
         found = {name: best(run, case, name) for name in names}
@@ -62,6 +69,9 @@ def table(run: Run) -> str:
             ]
         else:
             cells += ["–", "–", "–"]
+        if most:
+            ratio_of_threads = ratios[case]
+            cells.append(f"{ratio_of_threads[1]:.2f}" if ratio_of_threads else "–")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -151,7 +161,7 @@ def main() -> None:
         return
     plot(run)
     for page in ("README.md", "docs/performance.md"):
-        replace(page, f"{table(run)}\n\n{origin(run)}", "steps")
+        replace(page, f"{table(run, threads=page != 'README.md')}\n\n{origin(run)}", "steps")
 
 
 if __name__ == "__main__":

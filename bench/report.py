@@ -39,6 +39,17 @@ def best_peer(run: Run, case: str) -> dict[str, Any] | None:
     )
 
 
+def threads_ratio(run: Run, case: str, contender: str) -> tuple[int, float] | None:
+    """The most threads that a contender had, and its time with them over that with one thread."""
+    times = {
+        result["threads"]: result["microseconds"]
+        for result in run["results"]
+        if (result["case"], result["contender"]) == (case, contender) and not result["error"]
+    }
+    most = max(times, default=1)
+    return (most, times[most] / times[1]) if most > 1 and 1 in times else None
+
+
 def gflops(run: Run, result: dict[str, Any]) -> float:
     """Algorithmic operations a second."""
     return float(run["cases"][result["case"]]["flops_per_step"] / result["microseconds"] / 1e3)
