@@ -169,6 +169,38 @@ def test_statistics_do_not_depend_on_how_rows_are_cut():
     np.testing.assert_allclose(cut.deviation, rows.std(axis=0))
 
 
+def test_accumulated_batches_of_a_source_are_one_larger_batch(backend):
+    accumulated, larger = make(backend), make(backend)
+    accumulated.fit(small_source(WEIGHT), epochs=2, batch_size=8, accumulate=3, verbose=0)
+    larger.fit(small_source(WEIGHT), epochs=2, batch_size=24, verbose=0)
+    assert_same_parameters(accumulated, larger)
+    assert accumulated.optimizer_state()["step"] == larger.optimizer_state()["step"]
+
+
+BALANCED = len(LABELS) / 3 / np.bincount(LABELS)
+
+
+@pytest.mark.parametrize(
+    ("class_weight", "factors"), [({1: 3.0, 2: 0.5}, np.array([1, 3, 0.5])), ("balanced", BALANCED)]
+)
+@pytest.mark.parametrize("own", [None, WEIGHT])
+def test_class_weights_of_a_source_are_the_sample_weights_that_they_stand_for(class_weight, factors, own):
+    weights = factors[LABELS] * (1 if own is None else own)
+    nets = [make(outputs=3, loss="cross_entropy") for _ in range(2)]
+    given, meant = (gs.ArraySource(X, LABELS, each, window_bytes=SMALL) for each in (own, weights))
+    nets[0].fit(given, epochs=2, class_weight=class_weight, verbose=0)
+    nets[1].fit(meant, epochs=2, verbose=0)
+    assert_same_parameters(*nets)
+
+
+def test_targets_between_two_classes_are_named_by_their_rows():
+    y = (X[:, 0] > 0) * 0.5
+    net = make(outputs=1, loss="binary_cross_entropy")
+    for class_weight in ("balanced", {1: 2.0}):
+        with pytest.raises(ValueError, match=r"rows \d+ to \d+: class_weight needs targets that are 0 or 1"):
+            net.fit(gs.ArraySource(X, y, window_bytes=SMALL), class_weight=class_weight, verbose=0)
+
+
 def test_callbacks_validation_and_schedules_work_on_a_source(backend):
     steps = []
 
@@ -240,8 +272,7 @@ def test_nothing_changes_when_a_source_is_refused():
         ({"sample_weight": WEIGHT}, TypeError, "sample_weight must be part of the source"),
         ({"sampling": "balanced"}, ValueError, "sampling='balanced' needs X and y"),
         ({"batch_size": 501}, ValueError, "batch_size must be at most"),
-        ({"class_weight": "balanced"}, TypeError, "class_weight needs X and y"),
-        ({"accumulate": 2}, ValueError, "accumulate=2 needs X and y"),
+        ({"class_weight": "balanced"}, ValueError, "class_weight needs a loss for classes"),
         ({"metrics": ["mae"]}, ValueError, r"metrics=... without validation_data needs X and y"),
     ]
     net = make()
@@ -295,6 +326,44 @@ def test_batches_are_recut_with_a_batch_size():
     net.fit(batches(), epochs=1, **settings)
     plain.fit(X, Y, epochs=1, **settings)
     assert_same_parameters(net, plain)
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT + 1])
+def test_accumulated_batches_of_an_iterable_are_one_update(backend, weight):
+    net, stepped = make(backend), make(backend)
+    net.fit(lambda: batches(weight), epochs=1, accumulate=2, schedule=lambda step: 1 / (1 + step), verbose=0)
+    rate = stepped.learning_rate
+    for step, rows in enumerate(np.split(np.arange(500), [100, 260])):  # batches 0 and 1, 2 and 3, 4
+        stepped.learning_rate = rate / (1 + step)
+        stepped.step(X[rows], Y[rows], None if weight is None else weight[rows])
+    assert_same_parameters(net, stepped)
+
+
+def test_a_schedule_over_the_whole_training_counts_accumulated_updates():
+    net, plain = make(), make()
+    listed = list(batches())
+    net.fit(listed, epochs=2, accumulate=2, schedule=gs.Cosine(), verbose=0)
+    plain.fit(listed, epochs=2, accumulate=2, schedule=gs.Cosine(6), verbose=0)
+    assert_same_parameters(net, plain)
+
+
+def test_accumulated_batches_all_have_weights_or_none():
+    listed = [(X, Y), (X, Y, WEIGHT)]
+    with pytest.raises(ValueError, match="either all batches must have sample weights or none"):
+        make().fit(listed, epochs=1, accumulate=2, verbose=0)
+
+
+def test_balanced_class_weights_take_a_pass_of_their_own_over_batches():
+    def labelled():
+        for rows in np.split(np.arange(500), [3, 100, 260]):
+            yield X[rows], LABELS[rows]
+
+    balanced, meant = (make(outputs=3, loss="cross_entropy") for _ in range(2))
+    balanced.fit(labelled, epochs=1, class_weight="balanced", verbose=0)
+    meant.fit(labelled(), epochs=1, class_weight=dict(enumerate(BALANCED)), verbose=0)
+    assert_same_parameters(balanced, meant)
+    with pytest.raises(ValueError, match="class_weight='balanced' needs a pass of its own"):
+        balanced.fit(labelled(), epochs=1, class_weight="balanced", verbose=0)
 
 
 def test_preprocessing_takes_a_pass_of_its_own_over_batches():

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gradstep.backends.base import Array
 from gradstep.losses import TargetKind
-from gradstep.validation import as_numbers, check_real, check_weight
+from gradstep.validation import as_numbers, check_real, check_weight, check_weight_part
+
+_PRODUCT = "sample_weight times class_weight"
 
 
-def class_factors(
-    class_weight: Mapping[Any, float] | str,
-    kind: TargetKind,
-    y: Array,
-    n_out: int,
-    names: Sequence[str] | None,
-) -> Array:
-    """The weight of every row's class, float64 (n,).
+@dataclass(frozen=True, eq=False, repr=False)
+class Classes:
+    """The classes that validated targets stand for.
 
     Parameters
     ----------
-    class_weight
-        By number or name of the class, or "balanced".
     kind
         What y holds.
-    y
-        Validated targets.
     n_out
         Outputs of the network.
     names
@@ -36,62 +30,108 @@ def class_factors(
 
     Raises
     ------
-    TypeError, ValueError
-        If the targets are not classes, or the weights not as above.
+    ValueError
+        If a row has not just one class.
     """
-    labels, count = _labels(kind, y, n_out)
-    if isinstance(class_weight, str):
-        if class_weight != "balanced":
-            raise ValueError(f"class_weight must be 'balanced' or a dict, got {class_weight!r}")
-        rows = np.bincount(labels, minlength=count)
-        balanced: Array = (len(labels) / np.count_nonzero(rows) / np.maximum(rows, 1))[labels]
-        return balanced
-    if not isinstance(class_weight, Mapping):
-        raise TypeError(f"class_weight must be 'balanced' or a dict, got {type(class_weight).__name__}")
-    numbers = {**{number: number for number in range(count)}, **_named(names, count)}
-    if kind == "signs":
-        numbers[-1] = 0
-    weights = np.ones(count)
-    for key, value in class_weight.items():
-        if key not in numbers:
-            known = ", ".join(str(name) for name in names or range(count))
-            raise ValueError(f"class_weight has the class {key!r}, but the classes are {known}")
-        weights[numbers[key]] = check_real(f"class_weight[{key!r}]", value, minimum=0.0)
-    return weights[labels]
+
+    kind: TargetKind
+    n_out: int
+    names: Sequence[str] | None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("labels", "probabilities", "signs"):
+            raise ValueError("class_weight needs a loss for classes: give sample_weight instead")
+        if self.kind != "labels" and self.n_out > 1:
+            raise ValueError(
+                "class_weight needs one class for each row, but the network has several yes-or-no outputs"
+            )
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self.n_out if self.kind == "labels" else 2
+
+    def labels(self, y: Array) -> Array:
+        """Numbers of the rows' classes, (n,); a ValueError for targets between two."""
+        if self.kind == "labels":
+            return y
+        column = y[:, 0]
+        if self.kind == "probabilities" and not ((column == 0) | (column == 1)).all():
+            raise ValueError("class_weight needs targets that are 0 or 1: give sample_weight instead")
+        return (column > 0).astype(np.int64)
+
+    def count_rows(self, y: Array) -> Array:
+        """Rows of every class, (classes,)."""
+        return np.bincount(self.labels(y), minlength=self.count)
+
+    def numbers(self) -> dict[Any, int]:
+        """Numbers of the classes by all that they may be called."""
+        numbers: dict[Any, int] = {number: number for number in range(self.count)}
+        if self.names is not None and len(self.names) == self.count:
+            numbers.update({name: number for number, name in enumerate(self.names)})
+        if self.kind == "signs":
+            numbers[-1] = 0
+        return numbers
 
 
-def _named(names: Sequence[str] | None, count: int) -> dict[Any, int]:
-    if names is None or len(names) != count:
-        return {}
-    return {name: number for number, name in enumerate(names)}
+class ClassWeights:
+    """The weight of every class.
 
-
-def _labels(kind: TargetKind, y: Array, n_out: int) -> tuple[Array, int]:
-    """Numbers of the rows' classes, and of how many."""
-    if kind == "labels":
-        return y, n_out
-    if kind not in ("probabilities", "signs"):
-        raise ValueError("class_weight needs a loss for classes: give sample_weight instead")
-    if n_out > 1:
-        raise ValueError(
-            "class_weight needs one class for each row, but the network has several yes-or-no outputs"
-        )
-    column = y[:, 0]
-    if kind == "probabilities" and not ((column == 0) | (column == 1)).all():
-        raise ValueError("class_weight needs targets that are 0 or 1: give sample_weight instead")
-    return (column > 0).astype(np.int64), 2
-
-
-def weight_of_classes(factors: Array, sample_weight: Any, dtype: str) -> Array:
-    """Sample weights of the rows, times the weights of their classes.
+    Parameters
+    ----------
+    class_weight
+        By number or name of the class, or "balanced".
+    classes
+        What they are.
+    count_rows
+        Counts the rows of every class, where that is needed.
 
     Raises
     ------
-    ValueError
-        If all of them are zero, or some too small for the others.
+    TypeError, ValueError
+        If class_weight is not as above.
     """
-    if sample_weight is not None:
-        factors = factors * as_numbers("sample_weight", sample_weight).astype(np.float64)
-    weight = check_weight(factors, dtype, len(factors), "sample_weight times class_weight")
-    assert weight is not None
-    return weight
+
+    def __init__(
+        self, class_weight: Mapping[Any, float] | str, classes: Classes, count_rows: Callable[[], Array]
+    ) -> None:
+        self._classes = classes
+        if isinstance(class_weight, str):
+            if class_weight != "balanced":
+                raise ValueError(f"class_weight must be 'balanced' or a dict, got {class_weight!r}")
+            rows = count_rows()
+            self._weights: Array = rows.sum() / max(np.count_nonzero(rows), 1) / np.maximum(rows, 1)
+            return
+        if not isinstance(class_weight, Mapping):
+            raise TypeError(f"class_weight must be 'balanced' or a dict, got {type(class_weight).__name__}")
+        numbers = classes.numbers()
+        self._weights = np.ones(classes.count)
+        for key, value in class_weight.items():
+            if key not in numbers:
+                known = ", ".join(str(name) for name in classes.names or range(classes.count))
+                raise ValueError(f"class_weight has the class {key!r}, but the classes are {known}")
+            self._weights[numbers[key]] = check_real(f"class_weight[{key!r}]", value, minimum=0.0)
+
+    def sample_weight(self, y: Array, sample_weight: Any, dtype: str) -> Array:
+        """Sample weights of all rows, (n,) in dtype: their own, or None, times those of their classes.
+
+        Raises
+        ------
+        ValueError
+            If all of them are zero, or some too small for the others.
+        """
+        factors = self._weights[self._classes.labels(y)]
+        if sample_weight is not None:
+            factors = factors * as_numbers("sample_weight", sample_weight).astype(np.float64)
+        weight = check_weight(factors, dtype, len(factors), _PRODUCT)
+        assert weight is not None
+        return weight
+
+    def part_weight(self, y: Array, weight: Array | None, dtype: str) -> Array:
+        """As `sample_weight`, of a part of the rows, with checked weights: as they are, maybe all zero."""
+        factors = self._weights[self._classes.labels(y)]
+        checked = check_weight_part(
+            factors if weight is None else factors * weight, dtype, len(factors), _PRODUCT
+        )
+        assert checked is not None
+        return checked

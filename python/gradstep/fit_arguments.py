@@ -50,14 +50,12 @@ def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
     return given
 
 
-def check_alone(y: Any, sample_weight: Any, class_weight: Any, sampling: str) -> None:
+def check_alone(y: Any, sample_weight: Any, sampling: str) -> None:
     """Refuse what a source brings with it, or cannot have."""
     if y is not None:
         raise TypeError("y must not be given with a source, which has its own targets")
     if sample_weight is not None:
         raise TypeError("sample_weight must be part of the source or of its batches (X, y, sample_weight)")
-    if class_weight is not None:
-        raise TypeError("class_weight needs X and y in memory or mapped into it, not a source")
     if sampling != "all":
         raise ValueError(f"sampling={sampling!r} needs X and y in memory or mapped into it, not a source")
 

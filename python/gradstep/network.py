@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from gradstep.averaging import SWA, Averaging
 from gradstep.backends.base import Array, Engine, Parameters, Plan
 from gradstep.backends.numpy.propagation import trace as reference_trace
 from gradstep.callbacks import Callback
-from gradstep.class_weights import class_factors, weight_of_classes
+from gradstep.class_weights import Classes, ClassWeights
 from gradstep.fit_arguments import (
     check_alone,
     check_callbacks,
@@ -39,7 +40,7 @@ from gradstep.preprocessing import (
 )
 from gradstep.sources import WINDOW_BYTES, Batches, Piece, Source
 from gradstep.specification import Specification, arguments_from_config
-from gradstep.streaming import BalancedFeed, BatchFeed, Feed, Rows, WindowFeed
+from gradstep.streaming import BalancedFeed, BatchFeed, Check, Feed, Rows, WindowFeed
 from gradstep.tracing import Trace
 from gradstep.training import DivergenceError, Job, LbfgsTraining, Training
 from gradstep.validation import (
@@ -473,7 +474,7 @@ class Network:
             If X or y is not as `fit` needs it.
         """
         if isinstance(X, Source):
-            check_alone(y, None, None, "all")
+            check_alone(y, None, "all")
             self._prepare_from(X)
             return
         source = self._encoded(X)
@@ -517,9 +518,7 @@ class Network:
         if self._engine is not None and self._is_prepared():
             return self._engine
         if self._is_prepared():
-            piece = (
-                source.first() if isinstance(source, Batches) else next(source.pieces(encoder=self.encoder))
-            )
+            piece = source.first() if isinstance(source, Batches) else next(self._pieces(source))
             n_in = self._check_piece(piece).X.shape[1]
             return self._adopt(n_in, self._input_transform, self._target_transform)
         if isinstance(source, Batches) and source.once:
@@ -530,7 +529,7 @@ class Network:
         modes = self._specification.preprocessing, self._specification.target_preprocessing
         inputs, targets = (PieceStatistics(mode) for mode in modes)
         n_in = self.n_in
-        for piece in source.pieces() if isinstance(source, Batches) else source.pieces(encoder=self.encoder):
+        for piece in self._pieces(source):
             X = self._encoded(piece.X)
             rows = self._check_piece(piece._replace(X=X), n_in)
             n_in = rows.X.shape[1]
@@ -573,18 +572,23 @@ class Network:
         X = self._check_inputs(X)
         return Rows(X, self._check_y(y, len(X)), check_weight(sample_weight, self.dtype, len(X)))
 
-    def _check_piece(self, piece: Piece, n_in: int | None = None) -> Rows:
-        """The rows of a source's piece, checked; errors say where they are from."""
-        try:
+    def _pieces(self, source: Source | Batches) -> Iterator[Piece]:
+        return source.pieces() if isinstance(source, Batches) else source.pieces(encoder=self.encoder)
+
+    def _check_piece(
+        self, piece: Piece, n_in: int | None = None, class_weights: ClassWeights | None = None
+    ) -> Rows:
+        """The rows of a source's piece, checked, their weights times those of their classes."""
+        with piece.named_in_errors():
             X = self._check_inputs(piece.X, n_in=n_in)
             y = self._check_y(piece.y, len(X))
-            return Rows(X, y, check_weight_part(piece.weight, self.dtype, len(X)))
-        except (TypeError, ValueError) as error:
-            kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"{piece.place}: {error}") from None
+            weight = check_weight_part(piece.weight, self.dtype, len(X))
+            if class_weights is not None:
+                weight = class_weights.part_weight(y, weight, self.dtype)
+            return Rows(X, y, weight)
 
-    def _feed_piece(self, piece: Piece) -> Rows:
-        return self._network_units(self._check_piece(piece))
+    def _feed_piece(self, piece: Piece, class_weights: ClassWeights | None) -> Rows:
+        return self._network_units(self._check_piece(piece, class_weights=class_weights))
 
     def _check_validation(self, data: Any, n_in: int) -> Rows | None:
         if data is None:
@@ -652,8 +656,8 @@ class Network:
         class_weight : dict or "balanced", optional
             Weights of the classes, by their numbers or by their names in `classes`; 1 for those that it does
             not name. "balanced" gives every class the same sum: rows / (classes * rows of the class), of the
-            classes in y. Sample weights are multiplied by them; validation rows are not. For labels, and for
-            one output of 0 and 1, or -1 and 1.
+            classes in y; it counts those of a source in a pass of its own. Sample weights are multiplied by
+            them; validation rows are not. For labels, and for one output of 0 and 1, or -1 and 1.
         validation_data : tuple, optional
             (X, y) or (X, y, sample_weight), evaluated after every epoch.
         accumulate : int, default 1
@@ -705,11 +709,13 @@ class Network:
             rows: Rows | Feed
             whole: Rows | None = None  # the rows, where they are at hand
             if y is None or isinstance(X, Source):
-                check_alone(y, sample_weight, class_weight, sampling)
-                self._check_streamable(accumulate, metrics, validation_data)
+                check_alone(y, sample_weight, sampling)
+                self._check_streamable(metrics, validation_data)
                 source = X if isinstance(X, Source) else Batches(X, epochs)
                 engine = self._prepare_from(source)
-                rows = self._feed(source, epochs, batch_size, shuffle)
+                weights = None if class_weight is None else self._class_weights_of(source, class_weight)
+                check = partial(self._feed_piece, class_weights=weights)
+                rows = self._feed(source, check, epochs, batch_size, accumulate, shuffle)
                 check_total(schedule, rows)
                 validation = self._check_validation(validation_data, self.plan.n_in)
             else:
@@ -749,12 +755,11 @@ class Network:
             training = (LbfgsTraining if lbfgs else Training)(self, engine, job)
         return training.run()
 
-    def _check_streamable(self, accumulate: int, metrics: Any, validation_data: Any) -> None:
+    def _check_streamable(self, metrics: Any, validation_data: Any) -> None:
         """Refuse what needs all rows at hand, where there is a source."""
         whole = {
             "the optimizer LBFGS": isinstance(self.optimizer, LBFGS),
             "averaging=SWA(...)": isinstance(self._specification.averaging, SWA),
-            f"accumulate={accumulate}": accumulate > 1,
             "metrics=... without validation_data": metrics is not None and validation_data is None,
         }
         for what, wanted in whole.items():
@@ -763,19 +768,48 @@ class Network:
 
     def _weigh_classes(self, rows: Rows, class_weight: Any, sample_weight: Any) -> Rows:
         """The rows with the weights of their classes multiplied into those of their own."""
-        factors = class_factors(class_weight, self.loss.target_kind, rows.y, self.n_out, self.classes)
-        return rows._replace(weight=weight_of_classes(factors, sample_weight, self.dtype))
+        classes = self._one_class_a_row()
+        weights = ClassWeights(class_weight, classes, lambda: classes.count_rows(rows.y))
+        return rows._replace(weight=weights.sample_weight(rows.y, sample_weight, self.dtype))
 
-    def _feed(self, source: Source | Batches, epochs: int, batch_size: int | None, shuffle: bool) -> Feed:
-        """What trains on a source in windows, or on each batch of an iterable."""
+    def _class_weights_of(self, source: Source | Batches, class_weight: Any) -> ClassWeights:
+        classes = self._one_class_a_row()
+        return ClassWeights(class_weight, classes, lambda: self._count_rows(source, classes))
+
+    def _one_class_a_row(self) -> Classes:
+        return Classes(self.loss.target_kind, self.n_out, self.classes)
+
+    def _count_rows(self, source: Source | Batches, classes: Classes) -> Array:
+        """Rows of every class, in a pass over the source."""
+        if isinstance(source, Batches) and source.once:
+            raise ValueError(
+                "class_weight='balanced' needs a pass of its own over the batches, which can be read only "
+                "once: give the weights as a dict, or a function that returns an iterator"
+            )
+        total = np.zeros(classes.count, np.int64)
+        for piece in self._pieces(source):
+            with piece.named_in_errors():
+                total += classes.count_rows(self._check_y(piece.y, len(piece.y)))
+        return total
+
+    def _feed(
+        self,
+        source: Source | Batches,
+        check: Check,
+        epochs: int,
+        batch_size: int | None,
+        accumulate: int,
+        shuffle: bool,
+    ) -> Feed:
+        """What trains on a source in windows, or on the batches of an iterable."""
         if isinstance(source, Batches) and batch_size is None:
-            return BatchFeed(source, self._feed_piece)
+            return BatchFeed(source, check, accumulate)
         n = len(source) if isinstance(source, Source) else None
         width = self.plan.n_in + (1 if self.loss.target_kind == "labels" else self.n_out) + 1
         window_bytes = source.window_bytes if isinstance(source, Source) else WINDOW_BYTES
         window_rows = max(1, window_bytes // (self._dtype.itemsize * width))
         if n is None:
-            batch_size = check_integer("batch_size", batch_size, minimum=1)
+            batch_size = check_integer("batch_size", batch_size, minimum=1) * accumulate
         else:
             default = self.optimizer.default_batch_size(n)
             if batch_size is None and default > max(window_rows, MINI_BATCH):
@@ -783,12 +817,12 @@ class Network:
                     f"batch_size must be given: by default {self.optimizer.name} takes all {n} rows at once, "
                     f"but a window holds {window_rows}"
                 )
-            batch_size = check_batch_size(batch_size, n, default)
+            batch_size = min(n, check_batch_size(batch_size, n, default) * accumulate)
             self._specification.check_batch(batch_size)
             window_rows = min(window_rows, n + batch_size)
         return WindowFeed(
             source=source,
-            check=self._feed_piece,
+            check=check,
             encoder=self.encoder,
             dtype=self.dtype,
             n_rows=n,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -45,6 +46,15 @@ class Piece(NamedTuple):
     """Sample weights, (n,), or None for none in the whole source."""
     place: str = ""
     """Where the rows are from, for errors."""
+
+    @contextlib.contextmanager
+    def named_in_errors(self) -> Iterator[None]:
+        """Say in front of a TypeError or ValueError of the block where the rows are from."""
+        try:
+            yield
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{self.place}: {error}") from None
 
 
 class Source(ABC):

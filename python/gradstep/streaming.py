@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -142,8 +143,11 @@ def _restore(engine: Engine, kept: tuple[Parameters, Parameters] | None) -> None
         engine.set_optimizer_state(kept[1])
 
 
+_MIXED_WEIGHTS = "either all batches must have sample weights or none"
+
+
 class BatchFeed(_PartedFeed):
-    """Every batch of an iterable is one update, in its order; nothing is read ahead.
+    """Every batch of an iterable, or every few of them, is one update, in its order; nothing is read ahead.
 
     Parameters
     ----------
@@ -151,15 +155,23 @@ class BatchFeed(_PartedFeed):
         The iterable.
     check
         What turns its batches into rows for the engine.
+    accumulate
+        Batches of an update; at the end of an epoch those that are left.
     """
 
-    def __init__(self, batches: Batches, check: Check) -> None:
-        self._batches, self._check = batches, check
-        self.steps = batches.length()
+    def __init__(self, batches: Batches, check: Check, accumulate: int) -> None:
+        self._batches, self._check, self._accumulate = batches, check, accumulate
+        length = batches.length()
+        self.steps = None if length is None else -(-length // accumulate)
+
+    def _updates(self) -> Iterator[Rows]:
+        """The rows of every update."""
+        pieces = self._batches.pieces()
+        while together := [self._check(piece) for piece in islice(pieces, self._accumulate)]:
+            yield _joined(together)
 
     def _train_parts(self, engine: Engine, epoch: int, rates: Rates, mean: _Mean) -> TrainResult | None:
-        for piece in self._batches.pieces():
-            rows = self._check(piece)
+        for rows in self._updates():
             rate = float(rates(1)[0])
             with deferred_interrupt() as interrupt:
                 loss = engine.step(*rows, rate)
@@ -170,6 +182,19 @@ class BatchFeed(_PartedFeed):
             mean.add(loss, rows)
         finite = all(bool(np.isfinite(value).all()) for value in engine.parameters().values())
         return None if finite else TrainResult([], diverged=True)
+
+
+def _joined(parts: list[Rows]) -> Rows:
+    if len(parts) == 1:
+        return parts[0]
+    weights = [rows.weight for rows in parts if rows.weight is not None]
+    if len(weights) not in (0, len(parts)):
+        raise ValueError(_MIXED_WEIGHTS)
+    return Rows(
+        np.concatenate([rows.X for rows in parts]),
+        np.concatenate([rows.y for rows in parts]),
+        np.concatenate(weights) if weights else None,
+    )
 
 
 class _Window(NamedTuple):
@@ -196,7 +221,7 @@ class _Buffer:
         count = min(len(rows.X) - start, self.capacity - self.used)
         for room, array in zip(self.rows, rows, strict=True):
             if (room is None) != (array is None):
-                raise ValueError("either all batches must have sample weights or none")
+                raise ValueError(_MIXED_WEIGHTS)
             if room is not None and array is not None:
                 room[self.used : self.used + count] = array[start : start + count]
         self.used += count
