@@ -80,7 +80,7 @@ def bench(
     threads: Annotated[int, typer.Option(help="Threads to use; 0 is all of them.")] = 0,
     seconds: Annotated[
         float, typer.Option(help="Length of a measurement; each case is measured three times.")
-    ] = 0.3,
+    ] = 0.1,
     profile: Annotated[
         bool, typer.Option("--profile", help="Show what the time of a step goes to instead (cpp only).")
     ] = False,
