@@ -15,7 +15,7 @@ ROWS = np.column_stack([RNG.normal(size=(70, 4)), RNG.integers(0, 3, 70)])
 Y = np.stack([np.sin(ROWS[:, 0]) + ROWS[:, 4], ROWS[:, 2] * ROWS[:, 3]], axis=1)
 
 
-def layers(width, factor=1.0, batch_norm=True):
+def layers(width, factor=1.0):
     """One of each kind, whose rates are `factor` for all but the dense ones; 0 freezes."""
     rate = {"trainable": False} if factor == 0 else {"learning_rate_factor": factor}
     block = [gs.Dense(width), gs.LayerNorm(**rate), gs.Activation("gelu"), gs.Dense(width + 1)]
@@ -23,7 +23,7 @@ def layers(width, factor=1.0, batch_norm=True):
         gs.Embedding(4, 3, 2, **rate),
         gs.Scale(**rate),
         gs.Dense(width, "tanh"),
-        gs.BatchNorm(**rate) if batch_norm else gs.LayerNorm(**rate),
+        gs.BatchNorm(**rate),
         gs.Activation("elu"),
         gs.Residual(block, **rate),
         gs.Dense(2),
@@ -58,8 +58,7 @@ SETTINGS = {
 def trained(name, setting, width, factor):
     """All that a backend has learnt, and what it predicts."""
     targets = Y[:, :1] if setting == "gaussian" else Y
-    batch_norm = "averaging" not in SETTINGS[setting]
-    net = make(BACKENDS[name], layers(width, factor, batch_norm), **SETTINGS[setting])
+    net = make(BACKENDS[name], layers(width, factor), **SETTINGS[setting])
     net.fit(ROWS, targets, sample_weight=np.linspace(0.5, 2, 70), epochs=3, batch_size=16, verbose=0)
     return {**state(net), "predicted": net.predict(ROWS)}
 
@@ -102,24 +101,55 @@ def test_a_factor_scales_the_first_update_of_a_layer(backend):
     np.testing.assert_allclose(moved[1]["dense_0.W"], moved[0]["dense_0.W"], rtol=1e-6, atol=1e-12)
 
 
-def test_an_average_cannot_have_running_statistics(backend):
-    with pytest.raises(ValueError, match="averaging cannot be combined with BatchNorm"):
-        make(backend, layers(6), averaging=gs.EMA(0.5))
-
-
-@pytest.mark.parametrize("batch_norm", [True, False])
-def test_training_goes_on_exactly_from_a_checkpoint(backend, tmp_path, batch_norm):
-    averaging = None if batch_norm else gs.EMA(0.9)
+@pytest.mark.parametrize("averaging", [None, gs.EMA(0.9), gs.SWA(2)])
+def test_training_goes_on_exactly_from_a_checkpoint(backend, tmp_path, averaging):
     settings = {"averaging": averaging, "optimizer": gs.Adam(0.01, clip_norm=1.0)}
-    whole = make(backend, layers(6, 1, batch_norm), **settings)
+    whole = make(backend, layers(6), **settings)
     whole.fit(ROWS, Y, epochs=4, batch_size=16, verbose=0)
-    part = make(backend, layers(6, 1, batch_norm), **settings)
+    part = make(backend, layers(6), **settings)
     part.fit(ROWS, Y, epochs=2, batch_size=16, verbose=0, callbacks=[gs.Checkpoint(tmp_path)])
     again = gs.load_checkpoint(tmp_path, backend=backend.name)
     again.fit(ROWS, Y, epochs=2, batch_size=16, verbose=0)
     expected = state(whole)
     for name, value in state(again).items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+def test_statistics_are_averaged_with_the_parameters(backend):
+    """After one update the mean is what training moves; after two it is between both."""
+    decay, momentum = 0.75, 0.1
+    net = gs.Network(
+        [gs.Input(5), gs.BatchNorm(momentum=momentum), gs.Dense(2)],
+        optimizer=gs.GradientDescent(0.01),
+        averaging=gs.EMA(decay),
+        dtype="float64",
+        backend=backend.name,
+    )
+    moved = np.zeros(5)
+    for rows in (ROWS[:20], ROWS[20:]):
+        net.step(rows, Y[: len(rows)])
+        before, moved = moved, moved + momentum * (rows.mean(axis=0) - moved)
+    found = state(net)
+    np.testing.assert_allclose(found["batch_norm_0.mean.trained"], moved, rtol=1e-12)
+    np.testing.assert_allclose(found["batch_norm_0.mean"], decay * before + (1 - decay) * moved, rtol=1e-12)
+
+
+def test_predictions_use_the_averaged_statistics(backend):
+    net = make(backend, layers(6), averaging=gs.EMA(0.9))
+    net.fit(ROWS, Y, epochs=3, batch_size=16, verbose=0)
+    net.predict(ROWS)  # cpp has folded them by now
+    net.fit(ROWS, Y, epochs=3, batch_size=16, verbose=0)
+    plain = make(backend, layers(6))
+    plain.set_parameters(net.parameters())
+    np.testing.assert_array_equal(net.predict(ROWS), plain.predict(ROWS))
+
+
+def test_parameters_that_are_set_are_also_what_training_moves(backend):
+    net = make(backend, layers(6), averaging=gs.SWA(1))
+    net.fit(ROWS, Y, epochs=2, batch_size=16, verbose=0)
+    net.set_parameters(net.parameters())
+    for name, value in net.parameters().items():
+        np.testing.assert_array_equal(net.optimizer_state()[f"{name}.trained"], value, err_msg=name)
 
 
 def test_lbfgs_trains_all_but_batch_normalisation(backend):

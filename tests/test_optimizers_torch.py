@@ -61,11 +61,15 @@ def _pair(optimizer, backend, width=7, factors=(1.0, 1.0), trainable=(True, True
     model = torch.nn.Sequential(
         torch.nn.Linear(5, width), torch.nn.Tanh(), torch.nn.Linear(width, 2)
     ).double()
+    _copy_weights(net, {"dense_0": model[0], "dense_1": model[2]})
+    return net, model
+
+
+def _copy_weights(net, modules):
     with torch.no_grad():
-        for layer, name in ((model[0], "dense_0"), (model[2], "dense_1")):
+        for name, layer in modules.items():
             layer.weight.copy_(torch.tensor(net.parameters()[f"{name}.W"].T.copy()))
             layer.bias.copy_(torch.tensor(net.parameters()[f"{name}.b"]))
-    return net, model
 
 
 def _loss(model, l1=0.0, l2=0.0):
@@ -160,6 +164,33 @@ def test_averages_are_those_of_pytorch(backend):
                 averaged.update_parameters(model)
         net.fit(X, Y, epochs=STEPS, batch_size=len(X), verbose=0)
         _assert_same(net, averaged.module)
+
+
+def test_averaged_statistics_are_those_of_pytorch(backend):
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    net = gs.Network(
+        [gs.Input(5), gs.Dense(4), gs.BatchNorm(), gs.Dense(2)],
+        optimizer=gs.SGD(0.1),
+        averaging=gs.EMA(0.9),
+        dtype="float64",
+        backend=backend.name,
+    )
+    model = torch.nn.Sequential(
+        torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2)
+    ).double()
+    _copy_weights(net, {"dense_0": model[0], "dense_1": model[2]})
+    theirs = torch.optim.SGD(model.parameters(), 0.1)
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    for _ in range(STEPS):
+        theirs.zero_grad()
+        _loss(model).backward()
+        theirs.step()
+        averaged.update_parameters(model)
+        net.step(X, Y)
+    mean, variance = averaged.module[1].running_mean, averaged.module[1].running_var
+    np.testing.assert_allclose(net.parameters()["batch_norm_0.mean"], mean, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(net.parameters()["batch_norm_0.variance"], variance, rtol=1e-6)
 
 
 def test_accumulated_gradients_are_those_of_pytorch(backend):

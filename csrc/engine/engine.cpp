@@ -38,7 +38,7 @@ void for_slices(ptrdiff_t n, int threads, F&& f) {
     });
 }
 
-constexpr int kStatistics = -2;
+constexpr int kStatistics = -2, kTrainedStatistics = -3;
 
 // Weights that every core can hold beside its rows.
 constexpr int64_t kRowwiseBytes = 768 * 1024;
@@ -78,6 +78,8 @@ Engine<T>::Engine(const Plan& plan, const KernelTable& table)
         statistics_at_.push_back(state_size_);
         if (d.kind == Kind::batch_norm) state_size_ += 2 * static_cast<std::size_t>(net_->whole_lanes(d.n_out));
     }
+    n_statistics_ = state_size_ - n * arrays;
+    if (plan.averages()) state_size_ += n_statistics_;
     const bool remembers = state_size_ * sizeof(T) <= kMostRemembered;
     arena_.allocate([&](Taker& take) {
         update_.theta = take.template take<T>(state_size_);
@@ -97,16 +99,16 @@ Engine<T>::Engine(const Plan& plan, const KernelTable& table)
 
 // Mean and variance of a layer.
 template <class T>
-std::pair<T*, T*> Engine<T>::statistics(std::size_t layer) const {
-    T* mean = update_.theta + statistics_at_[layer];
+std::pair<T*, T*> Engine<T>::statistics(std::size_t layer, int what) const {
+    T* mean = update_.theta + statistics_at_[layer] + (what == kTrainedStatistics ? n_statistics_ : 0);
     return {mean, mean + net_->whole_lanes(plan_.layers[layer].n_out)};
 }
 
 template <class T>
 void Engine<T>::get(int what, std::size_t layer, T* W, T* b) const {
-    if (what != kStatistics) return net_->unpack(layer, update_.state(what), W, b);
+    if (what > kStatistics) return net_->unpack(layer, update_.state(what), W, b);
     if (plan_.layers[layer].kind != Kind::batch_norm) return;
-    const auto [mean, variance] = statistics(layer);
+    const auto [mean, variance] = statistics(layer, what);
     std::copy_n(mean, plan_.layers[layer].n_out, W);
     std::copy_n(variance, plan_.layers[layer].n_out, b);
 }
@@ -114,15 +116,16 @@ void Engine<T>::get(int what, std::size_t layer, T* W, T* b) const {
 template <class T>
 void Engine<T>::set(int what, std::size_t layer, const T* W, const T* b) {
     forget_checks();
-    if (what != kStatistics) {
+    if (what > kStatistics) {
         net_->pack(layer, W, b, update_.state(what));
         if (what < 0 && plan_.averages()) net_->pack(layer, W, b, update_.average());
         return;
     }
     if (plan_.layers[layer].kind != Kind::batch_norm) return;
-    const auto [mean, variance] = statistics(layer);
+    const auto [mean, variance] = statistics(layer, what);
     if (W) std::copy_n(W, plan_.layers[layer].n_out, mean);
     if (b) std::copy_n(b, plan_.layers[layer].n_out, variance);
+    if (what == kStatistics && plan_.averages()) set(kTrainedStatistics, layer, W, b);
 }
 
 // Of the batch at work: a loss may be finite where they are not.
@@ -149,7 +152,7 @@ void Engine<T>::move_statistics(const Batch<T>& b) {
     for (std::size_t l = 0; l < plan_.layers.size() && sum > 0; ++l) {
         const LayerPlan& d = plan_.layers[l];
         if (d.kind != Kind::batch_norm) continue;
-        const auto [mean, variance] = statistics(l);
+        const auto [mean, variance] = statistics(l, kStatistics);
         const T part = static_cast<T>(d.momentum);
         for (int64_t o = 0; o < d.n_out; ++o) mean[o] += part * (panel_step_->mean(l)[o] - mean[o]);
         if (squares >= 1) continue;
@@ -157,6 +160,13 @@ void Engine<T>::move_statistics(const Batch<T>& b) {
         for (int64_t o = 0; o < d.n_out; ++o)
             variance[o] += part * (panel_step_->variance(l)[o] * correction - variance[o]);
     }
+    if (update_.average_gain() > 0) average_statistics(update_.average_gain());
+}
+
+template <class T>
+void Engine<T>::average_statistics(T gain) {
+    T* moved = update_.theta + statistics_at_[0];
+    follow(moved, gain, moved + n_statistics_, static_cast<ptrdiff_t>(n_statistics_));
 }
 
 template <class T>
@@ -285,16 +295,20 @@ void Engine<T>::apply_by_layer(T* gradient, ptrdiff_t part_stride, int parts, in
 // Training moves other parameters than those that the user sees, which are their average.
 template <class T>
 void Engine<T>::exchange_average() {
-    const std::size_t n = net_->parameters().total;
-    if (plan_.averages()) std::swap_ranges(update_.theta, update_.theta + n, update_.average());
+    if (!plan_.averages()) return;
+    std::swap_ranges(update_.theta, update_.theta + net_->parameters().total, update_.average());
+    T* statistics = update_.theta + statistics_at_[0];
+    std::swap_ranges(statistics, statistics + n_statistics_, statistics + n_statistics_);
+    if (folded_) folded_->forget();
 }
 
 // At the end of epochs, counted from 1 over the network's life: an equal mean from swa_start on.
 template <class T>
 void Engine<T>::average_epoch(int64_t epoch) {
     const auto averaged = static_cast<double>(epoch) - plan_.swa_start;  // epochs before this one
-    follow(update_.theta, static_cast<T>(averaged > 0 ? 1 / (averaged + 1) : 1.0), update_.average(),
-           static_cast<ptrdiff_t>(net_->parameters().total));
+    const auto gain = static_cast<T>(averaged > 0 ? 1 / (averaged + 1) : 1.0);
+    follow(update_.theta, gain, update_.average(), static_cast<ptrdiff_t>(net_->parameters().total));
+    average_statistics(gain);
 }
 
 // The update of all parameters by a gradient in memory. False if they would overflow: then nothing changed.
@@ -454,7 +468,7 @@ double Engine<T>::predict(Data<T> data, T* out, const std::function<bool()>& sho
     transform(data);
     const int threads = num_threads();
     const T* theta = update_.theta;
-    if (folded_) theta = folded_->parameters(theta, [this](std::size_t l) { return statistics(l); });
+    if (folded_) theta = folded_->parameters(theta, [this](std::size_t l) { return statistics(l, kStatistics); });
     if (data.n <= kPredictedRows) return mean_loss(data, inference_.run(data, theta, out, threads));
     Interrupts interrupts(should_stop);
     double loss = 0;

@@ -51,7 +51,7 @@ public:
     int states() const { return optimizer().states + (plan_.averages() ? 1 : 0); }
 
     // Natural shapes: W (n_in, n_out), b (n_out,). what: -1 the parameters, -2 mean and variance of layers that have
-    // statistics, else one of the states.
+    // statistics, -3 those that training moves if -2 are their average, else one of the states.
     void get(int what, std::size_t layer, T* W, T* b) const;
     void set(int what, std::size_t layer, const T* W, const T* b);  // null: stays as it is
     int64_t step_count() const { return count_.value(); }
@@ -99,7 +99,7 @@ private:
     void update_others(const FusedUpdate<T>& update, T* gradient, int threads);
     double accumulate_passes(const Batch<T>& b, T scale, int threads, const DropStep& drop, T* dx);
     DropStep drop_step() const { return {drops_, static_cast<uint32_t>(count_.value()), 0}; }
-    std::pair<T*, T*> statistics(std::size_t layer) const;
+    std::pair<T*, T*> statistics(std::size_t layer, int what) const;
     bool statistics_are_finite() const;
     void move_statistics(const Batch<T>& b);
     // Parameters or statistics are about to change.
@@ -112,6 +112,7 @@ private:
     void apply_by_layer(T* gradient, ptrdiff_t part_stride, int parts, int threads);
     void add_penalties(T* gradient, T l2, int threads);
     void clip(T* gradient, ptrdiff_t part_stride, int parts, int threads);
+    void average_statistics(T gain);
     void exchange_average();
     void average_epoch(int64_t epoch);
     // Whether a gradient can enter the optimizer, squared where that is what the states hold.
@@ -136,6 +137,7 @@ private:
     StepCount count_;
     std::unique_ptr<Folded<T>> folded_;       // where predictions have parameters of their own
     std::vector<std::size_t> statistics_at_;  // by layer, from theta on
+    std::size_t n_statistics_ = 0;            // of all layers; behind them, those that training moves, if averaged
     std::size_t state_size_ = 0;              // parameters, states and statistics, which lie together
     Arena arena_, transform_arena_, gradient_arena_;
     T* remembered_ = nullptr;  // the checkpoint: parameters and states when they were last known to be good

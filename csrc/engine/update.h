@@ -67,6 +67,7 @@ struct Update {
 
     T* state(int s) const { return theta + (s + 1) * state_stride; }
     T* average() const { return state(optimizer.states); }
+    T average_gain() const { return gain_; }  // with which it follows the update at work; 0: not after every update
 
 private:
     [[gnu::noinline]] void set_rare_step(const StepCount& count, double learning_rate, double l2) {

@@ -1,4 +1,4 @@
-"""Means of the parameters over training, with which a network predicts."""
+"""Means of the parameters, and of running statistics, over training, with which a network predicts."""
 
 from __future__ import annotations
 

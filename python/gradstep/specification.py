@@ -125,11 +125,6 @@ class Specification:
             raise ValueError(f"batch_size must be at least 2 with BatchNorm, got {rows}")
 
     def _check_layers(self) -> None:
-        if self.averaging is not None and any(isinstance(d, BatchNorm) for d in all_layers(self.layers)):
-            raise ValueError(
-                "averaging cannot be combined with BatchNorm, whose running statistics belong to the "
-                "parameters that training moves, not to their average: use LayerNorm"
-            )
         for embedding in self.embeddings:
             if self.dtype == "float32" and embedding.categories > EXACT_FLOAT32:
                 raise ValueError(

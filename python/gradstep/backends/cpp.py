@@ -25,8 +25,9 @@ except ImportError as error:
 
 threadpool_control.register()
 
-# The engine's numbers for parameters and for running statistics; from 0 on: the optimizer's states.
-_PARAMETERS, _STATISTICS = -1, -2
+# The engine's numbers for parameters, for running statistics, and for those that training moves where the
+# others are an average; from 0 on: the optimizer's states.
+_PARAMETERS, _STATISTICS, _TRAINED_STATISTICS = -1, -2, -3
 
 
 _SETTINGS = ("l1", "clip_value", "clip_norm", "ema_decay", "ema_warmup", "swa_start")
@@ -70,12 +71,12 @@ class CppEngine(Engine):
     def parameters(self) -> Parameters:
         """Copies of all parameters by name."""
         named = self._named(self._core.get(_PARAMETERS), "")
-        return {**named, **self._statistics()} if self.plan.normalises_batches else named
+        return {**named, **self._statistics(_STATISTICS, "")} if self.plan.normalises_batches else named
 
-    def _statistics(self) -> Parameters:
-        pairs = zip(self.plan.layers, self._core.get(_STATISTICS), strict=True)
+    def _statistics(self, what: int, suffix: str) -> Parameters:
+        pairs = zip(self.plan.layers, self._core.get(what), strict=True)
         return {
-            f"{layer.name}.{name}": array.reshape(shape)
+            f"{layer.name}.{name}{suffix}": array.reshape(shape)
             for layer, arrays in pairs
             for (name, shape), array in zip(layer.statistics_shapes().items(), arrays, strict=False)
         }
@@ -91,12 +92,16 @@ class CppEngine(Engine):
         state: Parameters = {"step": np.array(self._core.step_count, dtype=np.int64)}
         for index, name in enumerate(self._core.state_names):
             state.update(self._named(self._core.get(index), f".{name}"))
+        if self.plan.normalises_batches and self.plan.averages:
+            state.update(self._statistics(_TRAINED_STATISTICS, ".trained"))
         return state
 
     def set_optimizer_state(self, values: Mapping[str, Array]) -> None:
         """Overwrite step count and moments."""
         for index, name in enumerate(self._core.state_names):
             self._set(index, values, f".{name}")
+        if self.plan.normalises_batches and self.plan.averages:
+            self._set(_TRAINED_STATISTICS, values, ".trained")
         self._core.step_count = int(values["step"])
 
     def set_input_transform(self, shift: Array | None, scale: Array | None) -> None:
@@ -196,7 +201,7 @@ class CppEngine(Engine):
 
     def _set(self, what: int, values: Mapping[str, Array], suffix: str) -> None:
         for index, layer in enumerate(self.plan.layers):
-            shapes = layer.statistics_shapes() if what == _STATISTICS else layer.parameter_shapes()
+            shapes = layer.parameter_shapes() if what > _STATISTICS else layer.statistics_shapes()
             given: list[Array | None] = [None, None]
             for slot, name in enumerate(shapes):
                 value = values.get(f"{layer.name}.{name}{suffix}")

@@ -128,6 +128,7 @@ class NumbaEngine(TriesReadyArrays):
             third_moment=moments[2],
             average=np.zeros(size if plan.averages else 0, plan.dtype),
             statistics=np.zeros(statistics, plan.dtype),
+            average_statistics=np.zeros(statistics if plan.averages else 0, plan.dtype),
             batch_statistics=np.zeros(statistics),
             shift=np.zeros(plan.n_in, plan.dtype),
             scale=np.ones(plan.n_in, plan.dtype),
@@ -145,35 +146,44 @@ class NumbaEngine(TriesReadyArrays):
             start = stop
         return views
 
-    def _views(self) -> Parameters:
-        model = self._model
-        return {**self._named(model.theta), **self._named(model.statistics, self._statistics_shapes)}
+    def _views(self, theta: Array, statistics: Array) -> Parameters:
+        return {**self._named(theta), **self._named(statistics, self._statistics_shapes)}
+
+    def _outside(self) -> Parameters:
+        """Parameters and running statistics as the user sees them: their average, if there is one."""
+        return self._views(self._model.theta, self._model.statistics)
+
+    def _trained(self) -> Parameters:
+        """What training moves, where that is not what the user sees."""
+        if not self.plan.averages:
+            return {}
+        return self._views(self._model.average, self._model.average_statistics)
 
     def parameters(self) -> Parameters:
         """Copies of all parameters by name."""
-        return {name: view.copy() for name, view in self._views().items()}
+        return {name: view.copy() for name, view in self._outside().items()}
 
     def set_parameters(self, values: Mapping[str, Array]) -> None:
         """Overwrite the named parameters."""
-        views = self._views()
-        average = self._named(self._model.average) if self.plan.averages else {}
+        views, trained = self._outside(), self._trained()
         for name, value in values.items():
             views[name][...] = value
-            if name in average:
-                average[name][...] = value
+            if name in trained:
+                trained[name][...] = value
 
     def _moments(self) -> Parameters:
         arrays = (self._model.first_moment, self._model.second_moment, self._model.third_moment)
-        kept = list(zip(self._kinds, arrays, strict=False))
-        if self.plan.averages:
-            kept.append(("trained", self._model.average))
-        return {f"{name}.{kind}": view for kind, array in kept for name, view in self._named(array).items()}
+        kept = [(kind, self._named(array)) for kind, array in zip(self._kinds, arrays, strict=False)]
+        kept.append(("trained", self._trained()))
+        return {f"{name}.{kind}": view for kind, views in kept for name, view in views.items()}
 
     def _exchange(self) -> None:
-        """Swap `theta` and `average`: what training moves, and what it is outside."""
+        """Swap what training moves and what the user sees."""
+        model = self._model
         if self.plan.averages:
-            theta, average = self._model.theta, self._model.average
-            theta[...], average[...] = average.copy(), theta.copy()
+            pairs = (model.theta, model.average), (model.statistics, model.average_statistics)
+            for one, other in pairs:
+                one[...], other[...] = other.copy(), one.copy()
 
     def optimizer_state(self) -> Parameters:
         """Copies of the step count and of all moments by name."""
@@ -287,7 +297,7 @@ class NumbaEngine(TriesReadyArrays):
         losses = np.empty(epochs)
         model = self._model
         moments = model.first_moment, model.second_moment, model.third_moment
-        state = model.theta, *moments, model.average, model.statistics
+        state = model.theta, *moments, model.average, model.statistics, model.average_statistics
         return (
             progress,
             losses,

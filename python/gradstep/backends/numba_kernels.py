@@ -132,6 +132,8 @@ class Model(NamedTuple):
     """Mean of the parameters, or empty, real."""
     statistics: Array
     """Running means and variances, layer by layer, real."""
+    average_statistics: Array
+    """Their mean, or empty, real."""
     batch_statistics: Array
     """The same of the last batch, float64."""
     shift: Array
@@ -267,6 +269,7 @@ class Snapshot(NamedTuple):
     third_moment: Array
     average: Array
     statistics: Array
+    average_statistics: Array
 
 
 EPOCH, BATCH, STEP, EPOCH_STEP, DIVERGED = range(5)
@@ -1496,6 +1499,7 @@ def _layer_of(model: Model, layer: int) -> Model:
         model.third_moment[start:stop],
         model.average,
         model.statistics,
+        model.average_statistics,
         model.batch_statistics,
         model.shift,
         model.scale,
@@ -1503,16 +1507,33 @@ def _layer_of(model: Model, layer: int) -> Model:
 
 
 @jit
-def follow(model: Model, gain: float) -> None:
-    """Average += gain (theta - average); a gain of 1 copies."""
-    real, average, theta = model.theta.dtype.type, model.average, model.theta
+def follow(average: Array, values: Array, gain: float) -> None:
+    """Average += gain (values - average); a gain of 1 copies."""
+    real = values.dtype.type
     for i in range(average.size):
-        average[i] = theta[i] if gain == 1.0 else average[i] + real(gain) * (theta[i] - average[i])
+        average[i] = values[i] if gain == 1.0 else average[i] + real(gain) * (values[i] - average[i])
+
+
+@jit
+def move_average(model: Model, gain: float) -> None:
+    """Let the average of parameters and statistics follow them."""
+    follow(model.average, model.theta, gain)
+    follow(model.average_statistics, model.statistics, gain)
+
+
+@inlined
+def move_exponential_average(model: Model, step: int) -> None:
+    """The average after the step-th update, if it follows each."""
+    decay = model.options[EMA_DECAY]
+    if decay > 0.0:
+        if model.options[EMA_WARMUP] != 0.0:
+            decay = min(decay, (1.0 + step) / (10.0 + step))
+        move_average(model, 1.0 if step <= 1 else 1.0 - decay)
 
 
 @inlined
 def update(model: Model, learning_rate: float, step: int) -> None:
-    """Clip the gradient, move all parameters but frozen ones, average them; step counts from 1."""
+    """Clip the gradient, and move all parameters but frozen ones; step counts from 1."""
     for layer in range(model.rates.size):
         if model.rates[layer] == 0.0:
             model.gradient[model.layers[layer, WEIGHTS] : _end_of_layer(model, layer)] = 0
@@ -1522,11 +1543,6 @@ def update(model: Model, learning_rate: float, step: int) -> None:
             _update_all(_layer_of(model, layer), learning_rate * model.rates[layer], step)
     if model.rates.size == 0:
         _update_all(model, learning_rate, step)
-    decay = model.options[EMA_DECAY]
-    if decay > 0.0:
-        if model.options[EMA_WARMUP] != 0.0:
-            decay = min(decay, (1.0 + step) / (10.0 + step))
-        follow(model, 1.0 if step <= 1 else 1.0 - decay)
 
 
 @inlined
@@ -1626,6 +1642,7 @@ def _copy_state(source: Snapshot, target: Snapshot) -> None:
     _copy(source.third_moment, target.third_moment)
     _copy(source.average, target.average)
     _copy(source.statistics, target.statistics)
+    _copy(source.average_statistics, target.average_statistics)
 
 
 @jit
@@ -1669,7 +1686,7 @@ def train(
     """
     n = order.rows.size if order.listed else data.X.shape[0]
     moments = model.first_moment, model.second_moment, model.third_moment
-    state = Snapshot(model.theta, *moments, model.average, model.statistics)
+    state = Snapshot(model.theta, *moments, model.average, model.statistics, model.average_statistics)
     nothing = work.inputs[:0].reshape((0, 0))
     while budget > 0 and progress[EPOCH] < losses.size and progress[DIVERGED] == 0:
         epoch, start = progress[EPOCH], progress[BATCH] * batch_size
@@ -1687,6 +1704,7 @@ def train(
             rate = learning_rates[epoch, min(start // batch_size, learning_rates.shape[1] - 1)]
             update(model, rate, progress[STEP])
             move_statistics(model, data, order, start, stop)
+            move_exponential_average(model, progress[STEP])
         weight = batch_weight(data, order, start, stop)
         sums[0] += loss * weight
         sums[1] += weight
@@ -1696,7 +1714,7 @@ def train(
             if math.isfinite(losses[epoch]) and _all_finite(model.theta):
                 if model.options[SWA_START] > 0.0:
                     averaged = float(first_epoch) + epoch + 1 - model.options[SWA_START]
-                    follow(model, 1.0 / (averaged + 1.0) if averaged > 0.0 else 1.0)
+                    move_average(model, 1.0 / (averaged + 1.0) if averaged > 0.0 else 1.0)
                 progress[EPOCH] += 1
                 progress[BATCH] = 0
             else:
@@ -1719,6 +1737,7 @@ def step(model: Model, data: Data, work: Workspace, order: Order, learning_rate:
     if math.isfinite(loss):
         update(model, learning_rate, number)
         move_statistics(model, data, order, 0, data.X.shape[0])
+        move_exponential_average(model, number)
     return loss
 
 

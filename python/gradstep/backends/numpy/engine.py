@@ -44,7 +44,9 @@ class NumpyEngine(TriesReadyArrays):
             name: [np.zeros(shape, plan.dtype) for _ in self._optimizer.moments]
             for name, shape in shapes.items()
         }
-        self._trained = {name: np.zeros(shape, plan.dtype) for name, shape in shapes.items() if plan.averages}
+        self._trained = {
+            name: np.zeros_like(value) for name, value in self._parameters.items() if plan.averages
+        }
         self._factors = {f"{d.name}.{p}": d.rate_factor for d in plan.layers for p in d.parameter_shapes()}
         self._step = 0
         self._shift: Array | None = None
@@ -67,8 +69,7 @@ class NumpyEngine(TriesReadyArrays):
         for name, moments in self._moments.items():
             for kind, moment in zip(self._optimizer.moments, moments, strict=True):
                 state[f"{name}.{kind}"] = moment.copy()
-            if self.plan.averages:
-                state[f"{name}.trained"] = self._trained[name].copy()
+        state.update((f"{name}.trained", value.copy()) for name, value in self._trained.items())
         return state
 
     def set_optimizer_state(self, values: Mapping[str, Array]) -> None:
@@ -77,8 +78,8 @@ class NumpyEngine(TriesReadyArrays):
         for name, moments in self._moments.items():
             for kind, moment in zip(self._optimizer.moments, moments, strict=True):
                 moment[...] = values[f"{name}.{kind}"]
-            if self.plan.averages:
-                self._trained[name][...] = values[f"{name}.trained"]
+        for name, value in self._trained.items():
+            value[...] = values[f"{name}.trained"]
 
     def set_input_transform(self, shift: Array | None, scale: Array | None) -> None:
         """Let every later call see ``(X - shift) * scale``."""
@@ -161,9 +162,9 @@ class NumpyEngine(TriesReadyArrays):
             rate = float(learning_rate) * self._factors[name]
             update = Update(rate, self._step, self._options, name.endswith(".W"))
             self._optimizer.update(self._parameters[name], gradient, self._moments[name], update)
+        self._move_statistics(found)
         if self.plan.ema_decay:
             self._average(self.plan.ema_gain(self._step))
-        self._move_statistics(found)
         return found.loss
 
     def _move_statistics(self, found: Propagated) -> None:
