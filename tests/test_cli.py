@@ -141,12 +141,23 @@ def test_table_of_classes_is_trained_and_predicted(table):
 
 def test_dropped_columns_are_remembered_by_the_model(table):
     table.write_csv("kinds.csv")
-    options = ("--target", "kind", "--drop", "id", "--drop", "price", "--hidden", 8, "--backend", "numpy")
+    drop = ("--drop", "id", "--drop", "price", "--drop", "id")
+    options = ("--target", "kind", *drop, "--hidden", 8, "--backend", "numpy")
     assert facts(succeed("train", "kinds.csv", *options))["data"] == "kinds.csv: 300 rows, 2 columns"
     assert re.search(r"^dropped +id, price$", succeed("info", "kinds.safetensors"), re.MULTILINE)
     whole = succeed("predict", "kinds.safetensors", "kinds.csv")
     table.select("colour", "size").write_csv("kinds.csv")
     assert succeed("predict", "kinds.safetensors", "kinds.csv") == whole
+
+
+def test_descriptions_that_others_wrote_are_shown_and_passed_over(table):
+    """A model file may describe itself by any JSON values."""
+    succeed("train", "kinds.csv", "--target", "kind", *TINY)
+    net = io.load("kinds.safetensors")
+    io.save(net, "kinds.safetensors", description={"tags": [1, 2], "target": ["kind"], "dropped": None})
+    assert re.search(r"^tags +1, 2$", succeed("info", "kinds.safetensors"), re.MULTILINE)
+    table.select("colour", "size").write_csv("new.csv")
+    assert succeed("predict", "kinds.safetensors", "new.csv").startswith("prediction,")
 
 
 def test_table_of_numbers_is_trained_and_predicted(table):
@@ -241,7 +252,7 @@ def test_model_outlives_a_test_that_fails(monkeypatch):
     assert io.read_description("iris.safetensors") == {
         "data": "iris",
         "target": None,
-        "dropped": [],
+        "dropped": None,
         "task": "classification",
     }
 

@@ -246,6 +246,15 @@ def test_dropped_columns_are_no_features(write):
     assert columns(data.features) == {"x": [1.5, 2.5]}
 
 
+@pytest.mark.parametrize("name", ["^p.*$", "*"])
+def test_columns_named_like_patterns_are_columns(write, name):
+    path = write("d.csv", f"{name},p,q,y\n7,1.5,a,0\n8,2.5,b,1\n")
+    assert columns(read_data(path, "y", [name]).features) == {"p": [1.5, 2.5], "q": ["a", "b"]}
+    assert list(columns(read_data(path, name).features)) == ["p", "q", "y"]
+    assert list(columns(read_features(path, [name, "absent"]))) == ["p", "q", "y"]
+    assert list(columns(read_features(path))) == [name, "p", "q", "y"]
+
+
 def test_a_dropped_column_may_hold_infinity(write):
     data = read_data(write("d.csv", "x,odd,y\n1.5,inf,0\n2.5,1,1\n"), "y", ["odd"])
     assert columns(data.features) == {"x": [1.5, 2.5]}
@@ -255,6 +264,7 @@ def test_a_dropped_column_may_hold_infinity(write):
     ("drop", "words"),
     [
         (["idd"], r"no column 'idd' to drop \(is 'id' meant\?\): it has id, x, y"),
+        (["x,id"], r"no column 'x,id' to drop \(give --drop once for each of x, id\)"),
         (["y"], "--drop and --target name the same column 'y'"),
         (["x", "id"], "has only the column 'y' beside those to drop"),
     ],

@@ -72,7 +72,7 @@ def read_data(source: str, target: str | None = None, drop: Collection[str] = ()
     target : str, optional
         The column to predict: needed for tables, and for them alone.
     drop : collection of str, optional
-        Columns of a table to learn nothing from, such as numbers of rows.
+        Columns of a table to learn nothing from, such as row numbers.
 
     Returns
     -------
@@ -108,7 +108,8 @@ def read_data(source: str, target: str | None = None, drop: Collection[str] = ()
             f"{source} has only the column {target!r}{beside}: at least one more is needed to predict it"
         )
     _check_not_infinite(source, table)
-    return DataSet(source, table.drop(target), _target_column(source, table[target]), target)
+    features = _drop(table, [target])
+    return DataSet(source, features, _target_column(source, table[target]), target)
 
 
 def _without(source: str, table: pl.DataFrame, drop: Collection[str], target: str) -> pl.DataFrame:
@@ -117,11 +118,19 @@ def _without(source: str, table: pl.DataFrame, drop: Collection[str], target: st
         if name == target:
             raise ValueError(f"--drop and --target name the same column {name!r}")
         if name not in table.columns:
-            raise ValueError(
-                f"{source} has no column {name!r} to drop{_nearest(name, table.columns)}: "
-                f"{_listed(table.columns)}"
-            )
-    return table.drop(drop)
+            parts = name.split(",")
+            hint = _nearest(name, table.columns)
+            if len(parts) > 1 and all(part in table.columns for part in parts):
+                hint = f" (give --drop once for each of {', '.join(parts)})"
+            raise ValueError(f"{source} has no column {name!r} to drop{hint}: {_listed(table.columns)}")
+    return _drop(table, drop)
+
+
+def _drop(table: pl.DataFrame, names: Collection[str]) -> pl.DataFrame:
+    """The table without these columns if it has them; polars' own takes "*" and "^a.*$" for patterns."""
+    from polars import selectors
+
+    return table.drop(selectors.by_name(*names, require_all=False)) if names else table
 
 
 def read_features(
@@ -148,7 +157,7 @@ def read_features(
     if _suffix(source) == ".npz":
         return _npz_features(source, _load_npz(source))
     table = _read_table(source, text_columns)
-    return table.drop(leave_out, strict=False)
+    return _drop(table, leave_out)
 
 
 def infer_task(target: NDArray[Any]) -> tuple[Task, str]:

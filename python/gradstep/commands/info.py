@@ -33,7 +33,7 @@ def info(
         if isinstance(value, dict):
             facts += [(f"{name} {key}", f"{number:.6g}") for key, number in value.items()]
         elif isinstance(value, list):
-            facts += [(name, ", ".join(value))] if value else []
+            facts.append((name, ", ".join(map(str, value))))
         elif value is not None:
             facts.append((name, str(value)))
     say_facts(facts)

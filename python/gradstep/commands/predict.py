@@ -45,9 +45,7 @@ def predict(
     backends.set_num_threads(check_integer("--threads", threads, minimum=0))
     network = io.load(model, backend=backend)
     text_columns = () if network.encoder is None else network.encoder.text_columns
-    description = io.read_description(model)
-    leave_out = {description.get("target"), *description.get("dropped", ())} - {None}
-    features = data.read_features(file, leave_out, text_columns)
+    features = data.read_features(file, _columns_left_out(io.read_description(model)), text_columns)
     inputs = as_inputs(network, file, features)
     try:
         outputs = network.predict(inputs)
@@ -59,6 +57,13 @@ def predict(
         return
     write(out, columns)
     say(f"{len(outputs)} predictions saved in {out}")
+
+
+def _columns_left_out(description: dict[str, Any]) -> list[str]:
+    """Columns that the file may hold and the model does not know; a description may be anybody's."""
+    dropped = description.get("dropped")
+    names = [description.get("target"), *(dropped if isinstance(dropped, list) else ())]
+    return [name for name in names if isinstance(name, str)]
 
 
 def as_inputs(network: Network, source: str, features: data.Features) -> Any:

@@ -109,7 +109,7 @@ def train(
     drop: Annotated[
         list[str] | None,
         typer.Option(
-            help="A column to learn nothing from, such as a number of the row; may be given several times.",
+            help="A column to learn nothing from, such as a row number; may be given several times.",
             show_default="none",
         ),
     ] = None,
@@ -186,7 +186,7 @@ def train(
     recipe.check()
     path = out or Path(Path(data).name.split(".")[0] + ".safetensors")
     io.check_writable(path)
-    dropped = drop or []
+    dropped = list(dict.fromkeys(drop or ()))
     data_set = read_data(data, target, dropped)
     problem = make_problem(data_set, choices, dtype)
     recipe.check_rows(len(problem.train[0]))
@@ -197,7 +197,7 @@ def train(
     description = {
         "data": Path(data).name,
         "target": data_set.target_name,
-        "dropped": dropped,
+        "dropped": dropped or None,
         "task": problem.task,
     }
     result = save_and_test(network, problem, path, description)
