@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 
 from cases import MORE, TOOLBOX, TOOLBOX_WIDE
 from contenders import CONTENDERS
-from report import Run, best, best_peer, gflops, percent_of_peak, threads_ratio
+from report import Run, best, best_peer, gflops, most_threads, percent_of_peak, threads_ratio
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE = ROOT / "docs/images/steps.png"
@@ -47,14 +47,13 @@ def _microseconds(result: dict[str, object] | None) -> str:
 def table(run: Run, threads: bool = True) -> str:
     """Markdown: one row a case, microseconds a step of every contender at its best thread count.
 
-    With `threads` a last column says what all threads take over one, in the compiled backend.
+    With `threads` a last column has the compiled backend's time with all threads over that with one; the
+    README, which has one table for all readers, goes without.
     """
     names = [name for name in README_COLUMNS if any(r["contender"] == name for r in run["results"])]
-    ratios = {case: threads_ratio(run, case, "gradstep-cpp") for case in run["cases"] if threads}
-    most = max((found[0] for found in ratios.values() if found), default=None)
     head = ["layers, batch", *names, "GFLOP/s", "of peak", "times the best peer"]
-    if most:
-        head.append(f"{most} threads over 1")
+    if threads:
+        head.append(f"{most_threads(run)} threads over 1")
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for case, facts in run["cases"].items():
         found = {name: best(run, case, name) for name in names}
@@ -69,9 +68,9 @@ def table(run: Run, threads: bool = True) -> str:
             ]
         else:
             cells += ["–", "–", "–"]
-        if most:
-            ratio_of_threads = ratios[case]
-            cells.append(f"{ratio_of_threads[1]:.2f}" if ratio_of_threads else "–")
+        if threads:
+            over_one = threads_ratio(run, case, "gradstep-cpp")
+            cells.append("–" if over_one is None else f"{over_one:.2f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -39,15 +39,20 @@ def best_peer(run: Run, case: str) -> dict[str, Any] | None:
     )
 
 
-def threads_ratio(run: Run, case: str, contender: str) -> tuple[int, float] | None:
-    """The most threads that a contender had, and its time with them over that with one thread."""
+def most_threads(run: Run) -> int:
+    """The largest number of threads that anything had."""
+    return max((int(result["threads"]) for result in run["results"]), default=1)
+
+
+def threads_ratio(run: Run, case: str, contender: str) -> float | None:
+    """A contender's time with the most threads over that with one: below 1 they help."""
     times = {
         result["threads"]: result["microseconds"]
         for result in run["results"]
         if (result["case"], result["contender"]) == (case, contender) and not result["error"]
     }
-    most = max(times, default=1)
-    return (most, times[most] / times[1]) if most > 1 and 1 in times else None
+    most = most_threads(run)
+    return float(times[most] / times[1]) if most > 1 and {1, most} <= times.keys() else None
 
 
 def gflops(run: Run, result: dict[str, Any]) -> float:

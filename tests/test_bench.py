@@ -17,6 +17,7 @@ sys.path.insert(0, str(BENCH))
 import cases  # noqa: E402
 import compare  # noqa: E402
 import reference  # noqa: E402
+import report  # noqa: E402
 from contenders import CONTENDERS  # noqa: E402
 
 SMALLEST = cases.CASES["1-1"]
@@ -129,3 +130,21 @@ def test_only_changes_beyond_noise_count():
 def test_a_slow_median_beside_an_equal_fastest_sample_is_noise():
     (change,) = compare.changes(run_of(a=[1.0, 1.0, 1.0]), run_of(a=[1.0, 1.5, 1.5]))
     assert not change.slower
+
+
+def test_threads_are_compared_where_both_numbers_were_measured():
+    def result(case, threads, microseconds, error=None):
+        return {
+            "case": case,
+            "contender": "gradstep-cpp",
+            "threads": threads,
+            "microseconds": microseconds,
+            "error": error,
+        }
+
+    run = {"results": [result("a", 1, 10), result("a", 4, 4), result("b", 1, 10), result("b", 2, 6)]}
+    run["results"].append(result("b", 4, 0, error="diverged"))
+    assert report.most_threads(run) == 4
+    assert report.threads_ratio(run, "a", "gradstep-cpp") == pytest.approx(0.4)
+    assert report.threads_ratio(run, "b", "gradstep-cpp") is None
+    assert report.threads_ratio(run, "a", "jax") is None

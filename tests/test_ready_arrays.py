@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 
 import numpy as np
 import pytest
 
+import gradstep as gs
 from gradstep.backends.custom_loss import CustomLoss
+from gradstep.validation import READY_ELEMENTS
 from networks import make_data, make_engine, make_plan
 
 ROWS, WIDTHS = 6, (5, 4, 3)
@@ -44,9 +47,24 @@ NOT_READY = {
     "three dimensions": lambda X: X[None],
     "another width": lambda X: np.ascontiguousarray(X[:, 1:]),
     "no rows": lambda X: X[:0],
-    "too many": lambda X: np.resize(X, (9000, X.shape[1])),
+    "too many": lambda X: np.resize(X, (READY_ELEMENTS // X.shape[1] + 1, X.shape[1])),
     "NaN": lambda X: holding(X, np.nan),
     "infinity": lambda X: holding(X, -np.inf),
+}
+
+
+def read_only(array):
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+READY = {
+    "read-only": read_only,
+    "from a pickle": lambda X: pickle.loads(pickle.dumps(X)),
+    "a dtype of its own": lambda X: X.view(np.dtype(X.dtype.str, metadata={"unit": "m"})),
+    "the largest": lambda X: np.resize(X, (READY_ELEMENTS // X.shape[1], X.shape[1])),
+    "numbers whose squares overflow": lambda X: np.full_like(X, np.finfo(X.dtype).max),
 }
 
 
@@ -70,6 +88,15 @@ def test_ready_rows_are_predicted_as_ever(backend, dtype):
     assert tried.tobytes() == out.tobytes()
 
 
+@pytest.mark.parametrize("kind", READY)
+def test_rows_need_no_more_than_they_have_to(backend, kind):
+    engine = engine_of(backend)
+    X, y = (READY[kind](each) for each in make_data(engine.plan, ROWS)[:2])
+    few = min(len(X), len(y))
+    assert engine.try_predict(X) is not None
+    assert engine.try_step(X[:few], y[:few], 0.0) is not None
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kind", NOT_READY)
 def test_other_rows_are_left_to_the_caller(backend, dtype, kind):
@@ -77,10 +104,11 @@ def test_other_rows_are_left_to_the_caller(backend, dtype, kind):
     assert engine.try_predict(NOT_READY[kind](make_data(engine.plan, ROWS).X)) is None
 
 
-@pytest.mark.parametrize("loss", ["mse", "gaussian_nll", "cross_entropy"])
-def test_a_step_on_ready_arrays_is_a_step(backend, loss):
-    widths = (5, 4, 4)
-    tried, asked = (make_engine(backend, make_plan(widths, loss=loss, optimizer="adam")) for _ in range(2))
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("loss", ["mse", "gaussian_nll", "cross_entropy", "focal", "hinge"])
+def test_a_step_on_ready_arrays_is_a_step(backend, loss, dtype):
+    plan = make_plan((5, 4, 4), loss=loss, optimizer="adam", dtype=dtype)
+    tried, asked = (make_engine(backend, plan) for _ in range(2))
     X, y, _ = make_data(tried.plan, ROWS)
     for _ in range(3):
         assert tried.try_step(X, y, 0.1) == asked.step(X, y, None, 0.1)
@@ -124,6 +152,14 @@ def test_rows_and_targets_of_different_numbers_make_no_step(backend):
     assert engine.try_step(X, y[1:], 0.1) is None
 
 
+def test_categories_are_left_to_the_caller(backend):
+    net = gs.Network([gs.Input(2), gs.Embedding(1, 4, 3), gs.Dense(1)], backend=backend.name)
+    engine = backend.make_engine(net.plan)
+    X = np.array([[0.5, 99]], np.float32)
+    assert engine.try_predict(X) is None
+    assert engine.try_step(X, np.ones((1, 1), np.float32), 0.1) is None
+
+
 def test_a_custom_loss_is_left_to_the_caller(backend):
     def mean(y, outputs, weight):
         return outputs.mean(), np.full_like(outputs, 1 / outputs.size)
@@ -131,3 +167,58 @@ def test_a_custom_loss_is_left_to_the_caller(backend):
     plan = dataclasses.replace(make_plan(WIDTHS), loss="custom", custom_loss=CustomLoss(mean))
     X, y, _ = make_data(make_plan(WIDTHS), ROWS)
     assert make_engine(backend, plan).try_step(X, y, 0.1) is None
+
+
+# --------------------------------------------------------------------------------------------------
+# Networks, which know what engines do not look at. All have an engine before they are asked.
+
+SMALL_X, SMALL_Y = make_data(make_plan(WIDTHS), ROWS)[:2]
+
+
+def network_of(backend, **settings):
+    net = gs.Network([gs.Dense(4, "tanh"), gs.Dense(3)], backend=backend.name, **settings)
+    net.prepare(SMALL_X, SMALL_Y)
+    return net
+
+
+REFUSED = {
+    "LBFGS": ({"optimizer": gs.LBFGS()}, SMALL_Y, "step cannot be used with the optimizer LBFGS"),
+    "SWA": ({"averaging": gs.SWA(1)}, SMALL_Y, "step makes no epochs"),
+    "no probability": ({"loss": "binary_cross_entropy"}, SMALL_Y + 2, "y must be between 0 and 1"),
+    "negative": ({"loss": "poisson"}, -np.ones_like(SMALL_Y), "y must"),
+    "no sign": ({"loss": "binary_hinge"}, np.full_like(SMALL_Y, 0.5), "y must"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_ready_arrays_are_refused_as_others_are(backend, kind):
+    settings, y, message = REFUSED[kind]
+    net = gs.Network([gs.Input(5), gs.Dense(3)], backend=backend.name, **settings)
+    before = net.parameters()
+    with pytest.raises(ValueError, match=message):
+        net.step(SMALL_X, y)
+    for name, value in net.parameters().items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_a_category_that_there_is_not_is_refused(backend):
+    net = gs.Network([gs.Input(5), gs.Embedding(4, 3, 2), gs.Dense(3)], backend=backend.name)
+    net.parameters()
+    for call in (lambda: net.predict(SMALL_X), lambda: net.step(SMALL_X, SMALL_Y)):
+        with pytest.raises(ValueError, match="column 4 of X must hold categories 0 to 2"):
+            call()
+
+
+SETTINGS = {
+    "inputs in other units": {"preprocessing": "standardize"},
+    "targets in other units": {"target_preprocessing": "standardize"},
+    "an average": {"averaging": gs.EMA(0.5)},
+}
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_ready_arrays_train_and_are_predicted_as_others_are(backend, kind):
+    short, long = (network_of(backend, **SETTINGS[kind]) for _ in range(2))
+    for _ in range(3):
+        assert short.step(SMALL_X, SMALL_Y) == long.step(np.asfortranarray(SMALL_X), SMALL_Y.tolist())
+    np.testing.assert_array_equal(short.predict(SMALL_X), long.predict(SMALL_X.tolist()))

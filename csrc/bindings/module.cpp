@@ -30,6 +30,9 @@ py::bytes bytes_of(const std::vector<double>& values) {
     return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(double)};
 }
 
+template <class T>
+using Matrix = py::array_t<T, py::array::c_style>;
+
 // Sparse rows: starts (n + 1,), columns and values (stored,).
 template <class T>
 using CsrArrays = std::tuple<Matrix<int64_t>, Matrix<int32_t>, Matrix<T>>;
@@ -189,7 +192,9 @@ public:
              const std::string& optimizer, const Options& optimizer_options, double l2, bool l2_per_batch,
              uint64_t seed)
         : engine_(make_plan(layers, loss, loss_options, optimizer, optimizer_options, l2, l2_per_batch, seed),
-                  kernels()) {}
+                  kernels()),
+          embeds_(std::any_of(layers.begin(), layers.end(),
+                              [](const auto& layer) { return std::get<5>(layer) == "embedding"; })) {}
 
     using Layers = std::vector<std::pair<Matrix<T>, Matrix<T>>>;
 
@@ -232,10 +237,10 @@ public:
         return run_predict(data, out ? out->mutable_data() : nullptr);
     }
 
-    // The outputs, or None where X is not a small array that can be used as it is.
+    // The outputs, or None where Python has to check or convert X.
     py::object try_predict(const py::handle& X) {
         const auto rows = ready_rows<T>(X, engine_.plan().n_in());
-        if (!rows) return py::none();
+        if (!rows || embeds_ || !all_finite(*rows)) return py::none();
         const Data<T> data = data_of(*rows, py::none(), std::nullopt);
         Matrix<T> out(std::vector<py::ssize_t>{data.n, engine_.plan().n_out()});
         run_predict(data, out.mutable_data());
@@ -267,10 +272,10 @@ public:
         return engine_.step(data, learning_rate);
     }
 
-    // The loss, or None where X and y are not small arrays that can be used as they are; nothing has changed then.
+    // The loss, or None where Python has to check or convert X or y; nothing has changed then.
     py::object try_step(const py::handle& X, const py::object& y, double learning_rate) {
         const auto rows = ready_rows<T>(X, engine_.plan().n_in());
-        if (!rows || !has_ready_targets(y, rows->shape(0))) return py::none();
+        if (!rows || embeds_ || !are_ready_targets(y, rows->shape(0)) || !all_finite(*rows)) return py::none();
         return py::float_(step(*rows, y, std::nullopt, learning_rate));
     }
 
@@ -356,6 +361,7 @@ private:
         std::lock_guard<std::mutex> lock_;
     };
 
+    // Without the GIL; raises what a signal handler raised.
     double run_predict(const Data<T>& data, T* out) {
         Signals signals;
         double loss = 0;
@@ -367,14 +373,11 @@ private:
         return loss;
     }
 
-    bool has_ready_targets(const py::handle& y, py::ssize_t n) const {
-        if (engine_.takes_labels()) {
-            const auto labels = ready_labels(y, engine_.plan().n_out());
-            return labels && labels->shape(0) == n;
-        }
+    bool are_ready_targets(const py::handle& y, py::ssize_t n) const {
         if (engine_.plan().custom_loss()) return false;
+        if (engine_.takes_labels()) return are_ready_labels(y, n, engine_.plan().n_out());
         const auto targets = ready_rows<T>(y, engine_.targets());
-        return targets && targets->shape(0) == n;
+        return targets && targets->shape(0) == n && all_finite(*targets);
     }
 
     // The lock, unless this thread holds it already: a signal handler runs in the middle of a call. In a forked
@@ -479,6 +482,7 @@ private:
     }
 
     Engine<T> engine_;
+    const bool embeds_;  // categories, which only Python checks
     std::unique_ptr<std::mutex> mutex_ = std::make_unique<std::mutex>();
     std::atomic<std::thread::id> owner_{};
     int generation_ = fork_generation();

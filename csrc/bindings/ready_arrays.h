@@ -1,4 +1,5 @@
-// Small arrays that can be used as they are: found out here at a fraction of what the same checks cost in Python.
+// Whether small arrays can be used as they are: a fraction of what the same checks cost in Python, where they took
+// longer than the prediction of a row.
 #pragma once
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -9,41 +10,45 @@
 
 namespace gradstep {
 
-template <class T>
-using Matrix = pybind11::array_t<T, pybind11::array::c_style>;
-
-// The checks run with the GIL. Python checks larger arrays, where they do not count.
+// Larger arrays are left to gradstep.validation, in which READY_ELEMENTS is the same: there the checks are a small part
+// of the call, and would hold the GIL for long.
 constexpr pybind11::ssize_t kMostReadyElements = 8192;
 
-// A numpy array itself, no subclass, of dtype T, C-contiguous and aligned, neither empty nor large.
+// A numpy array itself (masked arrays and other subclasses may mean something else), of dtype T, C-contiguous and
+// aligned, neither empty nor large.
 template <class T>
-std::optional<Matrix<T>> ready_array(pybind11::handle given) {
-    static PyTypeObject* const plain = Py_TYPE(pybind11::array_t<char>(0).ptr());
-    if (Py_TYPE(given.ptr()) != plain || !pybind11::isinstance<Matrix<T>>(given)) return std::nullopt;
-    auto array = pybind11::reinterpret_borrow<Matrix<T>>(given);
+std::optional<pybind11::array_t<T, pybind11::array::c_style>> ready_array(pybind11::handle given) {
+    using Array = pybind11::array_t<T, pybind11::array::c_style>;
+    const auto* plain = pybind11::detail::npy_api::get().PyArray_Type_;
+    if (Py_TYPE(given.ptr()) != plain || !pybind11::isinstance<Array>(given)) return std::nullopt;
+    auto array = pybind11::reinterpret_borrow<Array>(given);
     const bool is_aligned = reinterpret_cast<std::uintptr_t>(array.data()) % alignof(T) == 0;
     if (!is_aligned || array.size() == 0 || array.size() > kMostReadyElements) return std::nullopt;
     return array;
 }
 
-// Such an array of finite numbers, (rows, columns).
+// Such an array of (rows, columns).
 template <class T>
-std::optional<Matrix<T>> ready_rows(pybind11::handle given, int64_t columns) {
+std::optional<pybind11::array_t<T, pybind11::array::c_style>> ready_rows(pybind11::handle given, int64_t columns) {
     auto array = ready_array<T>(given);
-    if (!array || array->ndim() != 2 || array->shape(1) != columns) return std::nullopt;
-    bool finite = true;
-    const T* values = array->data();
-    for (pybind11::ssize_t i = 0; i < array->size(); ++i) finite &= values[i] - values[i] == T(0);
-    return finite ? array : std::nullopt;
+    return array && array->ndim() == 2 && array->shape(1) == columns ? array : std::nullopt;
 }
 
-// Such an array of labels, 0 to classes - 1.
-inline std::optional<Matrix<int32_t>> ready_labels(pybind11::handle given, int64_t classes) {
-    auto array = ready_array<int32_t>(given);
-    if (!array || array->ndim() != 1) return std::nullopt;
-    const bool known = std::all_of(array->data(), array->data() + array->size(),
-                                   [classes](int32_t label) { return label >= 0 && label < classes; });
-    return known ? array : std::nullopt;
+// x - x is 0 unless x is NaN or infinite. Without a branch, so that it is vector code.
+template <class T>
+bool all_finite(const pybind11::array_t<T, pybind11::array::c_style>& array) {
+    bool finite = true;
+    const T* values = array.data();
+    for (pybind11::ssize_t i = 0; i < array.size(); ++i) finite &= values[i] - values[i] == T(0);
+    return finite;
+}
+
+// Such an array of (rows,) labels, 0 to classes - 1.
+inline bool are_ready_labels(pybind11::handle given, pybind11::ssize_t rows, int64_t classes) {
+    const auto array = ready_array<int32_t>(given);
+    return array && array->ndim() == 1 && array->shape(0) == rows &&
+           std::all_of(array->data(), array->data() + rows,
+                       [classes](int32_t label) { return label >= 0 && label < classes; });
 }
 
 }  // namespace gradstep

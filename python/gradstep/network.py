@@ -438,15 +438,14 @@ class Network:
     def _refresh(self) -> None:
         """Tell the engine its input transform, and keep what the short ways of `predict` and `step` need."""
         self._dtype = np.dtype(self.dtype)
-        tries_inputs = self._is_prepared() and not self._specification.embeddings
-        tries_targets = (
+        any_targets_will_do = (
             self._target_transform is None
             and self.loss.target_kind in ("values", "labels")
             and not isinstance(self._specification.averaging, SWA)
             and not isinstance(self.optimizer, LBFGS)
         )
-        self._tries_predict = self._engine if tries_inputs else None
-        self._tries_step = self._engine if tries_inputs and tries_targets else None
+        self._engine_for_predict = self._engine if self._is_prepared() else None
+        self._engine_for_step = self._engine_for_predict if any_targets_will_do else None
         if self._engine is not None:
             transform = self._input_transform
             if transform is None:
@@ -914,20 +913,23 @@ class Network:
         TypeError, ValueError
             If X is not as above, or the network is not complete.
         """
-        engine = self._tries_predict
+        engine = self._engine_for_predict
         out = None if engine is None else engine.try_predict(X)
         if out is None:
             engine = self._ready()
             return self._predicted(engine, self._check_inputs(X))
-        return out if self._target_transform is None else self._in_units_of_y(self._target_transform, out)
+        return self._in_units_of_y(out)
 
     def _predicted(self, engine: Engine, X: Array) -> Array:
         out = np.empty((X.shape[0], self.n_out), self._dtype)
         engine.predict(X, out)
-        return out if self._target_transform is None else self._in_units_of_y(self._target_transform, out)
+        return self._in_units_of_y(out)
 
-    def _in_units_of_y(self, transform: Transform, out: Array) -> Array:
-        """Predictions of the network in y's own units, float64."""
+    def _in_units_of_y(self, out: Array) -> Array:
+        """Predictions of the network in y's own units, float64 if these are not the network's."""
+        transform = self._target_transform
+        if transform is None:
+            return out
         if self.loss.outputs_per_target == 1:
             return transform.invert(out)
         means, variances = np.split(out, 2, axis=1)
@@ -979,8 +981,7 @@ class Network:
     def _evaluate(self, engine: Engine, rows: Rows, metrics: Sequence[Metric]) -> dict[str, float]:
         out = np.empty((len(rows.X), self.n_out), self._dtype)
         loss = engine.evaluate(rows.X, self._network_units(rows).y, rows.weight, out)
-        if self._target_transform is not None:
-            out = self._in_units_of_y(self._target_transform, out)
+        out = self._in_units_of_y(out)
         return {"loss": loss, **{metric.name: metric(rows.y, out, rows.weight) for metric in metrics}}
 
     def step(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -989,7 +990,8 @@ class Network:
         Parameters
         ----------
         X, y, sample_weight
-            As for `fit`. C-contiguous arrays of the network's dtype (labels: int32) take the shortest way.
+            As for `fit`. Small C-contiguous arrays of the network's dtype, y with two dimensions or int32
+            labels, take the shortest way, without sample_weight.
 
         Returns
         -------
@@ -1004,7 +1006,7 @@ class Network:
             If the loss is NaN or infinite; nothing has changed then. Or if its gradient overflows: in a large
             network the update may have been done in part.
         """
-        engine = self._tries_step
+        engine = self._engine_for_step
         loss = None
         if engine is not None and sample_weight is None:
             loss = engine.try_step(X, y, self._specification.optimizer.learning_rate)
@@ -1181,4 +1183,4 @@ class Network:
         engine.set_optimizer_state({**checked, "step": np.array(step, np.int64)})
 
 
-_CACHES = ("_dtype", "_tries_predict", "_tries_step")
+_CACHES = ("_dtype", "_engine_for_predict", "_engine_for_step")

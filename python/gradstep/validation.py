@@ -27,6 +27,9 @@ PART_WEIGHTS = (1e-15, 1e15)
 BLOCK_ELEMENTS = 8192
 """Numbers checked at a time: they stay in the cache, and no BLAS uses threads for so few."""
 
+READY_ELEMENTS = 8192
+"""Most numbers of an array that engines check themselves; the compiled one has the same in ready_arrays.h."""
+
 
 def check_integer(argument: str, value: object, *, minimum: int, maximum: int | None = None) -> int:
     """An integer of any integer type within bounds.

@@ -2,7 +2,7 @@
 
 A backend compiles a `Plan` into an `Engine`. The contract is coarse, so that Python never runs
 inside the hot loop: whole epochs happen in one call. Arguments are validated before they get here;
-engines trust them.
+engines trust them, but for `try_predict` and `try_step`, which look at small arrays themselves.
 
 Conventions, the same for every backend:
 
@@ -325,8 +325,11 @@ class Engine(ABC):
     def try_predict(self, X: object) -> Array | None:
         """What `predict` writes, if X is a small array that can be used as it is; else None.
 
-        A numpy array itself, in the plan's dtype, C-contiguous, of the network's width, not empty, finite.
-        None asks the caller to check and convert X, which costs more than the predictions of few rows.
+        That is a numpy array itself, no subclass, of the plan's dtype in this machine's byte order, (n,
+        n_in), n > 0, C-contiguous and aligned, of at most `READY_ELEMENTS` finite numbers; it may be
+        read-only. Never for embeddings, whose categories are not looked at. None asks the caller to check and
+        convert X, which costs more than the predictions of few rows. Nothing may pass that
+        `gradstep.validation` refuses.
         """
 
     @abstractmethod
@@ -378,7 +381,7 @@ class Engine(ABC):
     def try_step(self, X: object, y: object, learning_rate: float) -> float | None:
         """What `step` does, if X and y are small arrays that can be used as they are; else None, and nothing.
 
-        As `try_predict`; y is of the width of the targets, or int32 labels of known classes. That any finite
+        X and y as X in `try_predict`; y (n, targets), or int32 (n,) labels of known classes. That any finite
         targets will do for the loss is for the caller to know. Always None for a custom loss.
         """
 

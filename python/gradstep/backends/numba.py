@@ -48,7 +48,7 @@ from gradstep.backends.numba_kernels import (
 from gradstep.backends.numpy.engine import NumpyEngine
 from gradstep.backends.numpy.losses import LOSSES
 from gradstep.backends.numpy.optimizers import OPTIMIZERS
-from gradstep.backends.numpy.ready_arrays import TriesReadyArrays
+from gradstep.backends.numpy.ready_arrays import PythonEngine
 
 SLICE_SECONDS = 0.05
 """Time between two looks at Ctrl-C."""
@@ -97,7 +97,7 @@ def _read_only(array: Array) -> Array:
     return view
 
 
-class NumbaEngine(TriesReadyArrays):
+class NumbaEngine(PythonEngine):
     """Parameters, optimizer state and buffers of one network, as flat arrays for the jitted code."""
 
     def __init__(self, plan: Plan) -> None:

@@ -21,14 +21,14 @@ from gradstep.backends.numpy.propagation import (
     propagate,
     transformed,
 )
-from gradstep.backends.numpy.ready_arrays import TriesReadyArrays
+from gradstep.backends.numpy.ready_arrays import PythonEngine
 from gradstep.random import permutation
 
 BLOCK_ELEMENTS = 1 << 20
 """`predict` and `evaluate` hold at most about this many numbers of each layer."""
 
 
-class NumpyEngine(TriesReadyArrays):
+class NumpyEngine(PythonEngine):
     """Parameters, optimizer state and training loop of the reference backend."""
 
     def __init__(self, plan: Plan) -> None:
