@@ -68,22 +68,18 @@ Engine<T>::Engine(const Plan& plan, const KernelTable& table)
       net_(make_net(k_, plan)),
       update_(find(k_.optimizers, k_.n_optimizers, plan.optimizer), plan),
       count_(plan),
+      statistics_(plan_, *net_),
       folded_(plan.normalises_batches() ? std::make_unique<Folded<T>>(k_, *net_) : nullptr),
       inference_(folded_ ? folded_->net() : *net_) {
     const std::size_t n = net_->parameters().total;
     sums_.resize(static_cast<std::size_t>(slices(static_cast<ptrdiff_t>(n))));
     const auto arrays = static_cast<std::size_t>(1 + states());
-    state_size_ = n * arrays;
-    for (const LayerPlan& d : plan.layers) {
-        statistics_at_.push_back(state_size_);
-        if (d.kind == Kind::batch_norm) state_size_ += 2 * static_cast<std::size_t>(net_->whole_lanes(d.n_out));
-    }
-    n_statistics_ = state_size_ - n * arrays;
-    if (plan.averages()) state_size_ += n_statistics_;
+    state_size_ = n * arrays + statistics_.total();
     const bool remembers = state_size_ * sizeof(T) <= kMostRemembered;
     arena_.allocate([&](Taker& take) {
         update_.theta = take.template take<T>(state_size_);
         update_.state_stride = static_cast<ptrdiff_t>(n);
+        statistics_.lie_at(update_.theta + n * arrays);
         remembered_ = remembers ? take.template take<T>(state_size_) : nullptr;
     });
     one_slice_ = static_cast<ptrdiff_t>(n) <= kLeastUpdateSlice && plan.l2 == 0 && plan.l1 == 0 &&
@@ -97,20 +93,10 @@ Engine<T>::Engine(const Plan& plan, const KernelTable& table)
         panel_step_ = make_panel_step(dynamic_cast<const PanelNet<T>&>(*net_), profile_);
 }
 
-// Mean and variance of a layer.
-template <class T>
-std::pair<T*, T*> Engine<T>::statistics(std::size_t layer, int what) const {
-    T* mean = update_.theta + statistics_at_[layer] + (what == kTrainedStatistics ? n_statistics_ : 0);
-    return {mean, mean + net_->whole_lanes(plan_.layers[layer].n_out)};
-}
-
 template <class T>
 void Engine<T>::get(int what, std::size_t layer, T* W, T* b) const {
     if (what > kStatistics) return net_->unpack(layer, update_.state(what), W, b);
-    if (plan_.layers[layer].kind != Kind::batch_norm) return;
-    const auto [mean, variance] = statistics(layer, what);
-    std::copy_n(mean, plan_.layers[layer].n_out, W);
-    std::copy_n(variance, plan_.layers[layer].n_out, b);
+    statistics_.get(layer, what == kTrainedStatistics, W, b);
 }
 
 template <class T>
@@ -121,11 +107,8 @@ void Engine<T>::set(int what, std::size_t layer, const T* W, const T* b) {
         if (what < 0 && plan_.averages()) net_->pack(layer, W, b, update_.average());
         return;
     }
-    if (plan_.layers[layer].kind != Kind::batch_norm) return;
-    const auto [mean, variance] = statistics(layer, what);
-    if (W) std::copy_n(W, plan_.layers[layer].n_out, mean);
-    if (b) std::copy_n(b, plan_.layers[layer].n_out, variance);
-    if (what == kStatistics && plan_.averages()) set(kTrainedStatistics, layer, W, b);
+    statistics_.set(layer, what == kTrainedStatistics, W, b);
+    if (what == kStatistics && plan_.averages()) statistics_.set(layer, true, W, b);
 }
 
 // Of the batch at work: a loss may be finite where they are not.
@@ -139,34 +122,10 @@ bool Engine<T>::statistics_are_finite() const {
     return true;
 }
 
-// After a step: what the batch had for means and variances, of which the running ones take a part. The variances are
-// corrected as those of a sample, n / (n - 1) with equal weights; one row says nothing of them.
 template <class T>
 void Engine<T>::move_statistics(const Batch<T>& b) {
-    const double sum = b.weight_sum();
-    double squares = b.data->weight ? 0 : 1 / sum;
-    for (int64_t r = 0; b.data->weight && sum > 0 && r < b.rows; ++r) {
-        const double share = static_cast<double>(b.data->weight[b.row(r)]) / sum;
-        squares += share * share;
-    }
-    for (std::size_t l = 0; l < plan_.layers.size() && sum > 0; ++l) {
-        const LayerPlan& d = plan_.layers[l];
-        if (d.kind != Kind::batch_norm) continue;
-        const auto [mean, variance] = statistics(l, kStatistics);
-        const T part = static_cast<T>(d.momentum);
-        for (int64_t o = 0; o < d.n_out; ++o) mean[o] += part * (panel_step_->mean(l)[o] - mean[o]);
-        if (squares >= 1) continue;
-        const T correction = static_cast<T>(1 / (1 - squares));
-        for (int64_t o = 0; o < d.n_out; ++o)
-            variance[o] += part * (panel_step_->variance(l)[o] * correction - variance[o]);
-    }
-    if (update_.average_gain() > 0) average_statistics(update_.average_gain());
-}
-
-template <class T>
-void Engine<T>::average_statistics(T gain) {
-    T* moved = update_.theta + statistics_at_[0];
-    follow(moved, gain, moved + n_statistics_, static_cast<ptrdiff_t>(n_statistics_));
+    statistics_.move(b, *panel_step_);
+    if (update_.average_gain() > 0) statistics_.average(update_.average_gain());
 }
 
 template <class T>
@@ -297,8 +256,7 @@ template <class T>
 void Engine<T>::exchange_average() {
     if (!plan_.averages()) return;
     std::swap_ranges(update_.theta, update_.theta + net_->parameters().total, update_.average());
-    T* statistics = update_.theta + statistics_at_[0];
-    std::swap_ranges(statistics, statistics + n_statistics_, statistics + n_statistics_);
+    statistics_.exchange();
     if (folded_) folded_->forget();
 }
 
@@ -308,7 +266,7 @@ void Engine<T>::average_epoch(int64_t epoch) {
     const auto averaged = static_cast<double>(epoch) - plan_.swa_start;  // epochs before this one
     const auto gain = static_cast<T>(averaged > 0 ? 1 / (averaged + 1) : 1.0);
     follow(update_.theta, gain, update_.average(), static_cast<ptrdiff_t>(net_->parameters().total));
-    average_statistics(gain);
+    statistics_.average(gain);
 }
 
 // The update of all parameters by a gradient in memory. False if they would overflow: then nothing changed.
@@ -468,7 +426,7 @@ double Engine<T>::predict(Data<T> data, T* out, const std::function<bool()>& sho
     transform(data);
     const int threads = num_threads();
     const T* theta = update_.theta;
-    if (folded_) theta = folded_->parameters(theta, [this](std::size_t l) { return statistics(l, kStatistics); });
+    if (folded_) theta = folded_->parameters(theta, [this](std::size_t l) { return statistics_.of(l); });
     if (data.n <= kPredictedRows) return mean_loss(data, inference_.run(data, theta, out, threads));
     Interrupts interrupts(should_stop);
     double loss = 0;

@@ -16,6 +16,7 @@
 #include "engine/profile.h"
 #include "engine/random.h"
 #include "engine/rowwise.h"
+#include "engine/running_statistics.h"
 #include "engine/update.h"
 
 namespace gradstep {
@@ -99,7 +100,6 @@ private:
     void update_others(const FusedUpdate<T>& update, T* gradient, int threads);
     double accumulate_passes(const Batch<T>& b, T scale, int threads, const DropStep& drop, T* dx);
     DropStep drop_step() const { return {drops_, static_cast<uint32_t>(count_.value()), 0}; }
-    std::pair<T*, T*> statistics(std::size_t layer, int what) const;
     bool statistics_are_finite() const;
     void move_statistics(const Batch<T>& b);
     // Parameters or statistics are about to change.
@@ -112,7 +112,6 @@ private:
     void apply_by_layer(T* gradient, ptrdiff_t part_stride, int parts, int threads);
     void add_penalties(T* gradient, T l2, int threads);
     void clip(T* gradient, ptrdiff_t part_stride, int parts, int threads);
-    void average_statistics(T gain);
     void exchange_average();
     void average_epoch(int64_t epoch);
     // Whether a gradient can enter the optimizer, squared where that is what the states hold.
@@ -135,10 +134,9 @@ private:
     std::unique_ptr<Net<T>> net_;
     Update<T> update_;
     StepCount count_;
-    std::unique_ptr<Folded<T>> folded_;       // where predictions have parameters of their own
-    std::vector<std::size_t> statistics_at_;  // by layer, from theta on
-    std::size_t n_statistics_ = 0;            // of all layers; behind them, those that training moves, if averaged
-    std::size_t state_size_ = 0;              // parameters, states and statistics, which lie together
+    RunningStatistics<T> statistics_;
+    std::unique_ptr<Folded<T>> folded_;  // where predictions have parameters of their own
+    std::size_t state_size_ = 0;         // parameters, states and statistics, which lie together
     Arena arena_, transform_arena_, gradient_arena_;
     T* remembered_ = nullptr;  // the checkpoint: parameters and states when they were last known to be good
     int64_t remembered_step_ = 0, remembered_epochs_ = 0;
