@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import time
 
 from rich import box
 from rich.console import Console
@@ -26,6 +27,9 @@ from run import expected_loss, prepare
 SECONDS = 0.05
 """Of a sample."""
 
+BUDGET, FEWEST = 20.0, 5
+"""Seconds after which a case has enough pairs, if it has so many."""
+
 SLOWER = 1.03
 
 
@@ -38,8 +42,11 @@ def paired_samples(case: Case, rounds: int) -> list[tuple[float, float]]:
             found = prepare(worker, case, expected, SECONDS)
             if found.error is not None:
                 raise SystemExit(f"{case.name}: {found.error}")
-        pairs = []
+        pairs: list[tuple[float, float]] = []
+        start = time.perf_counter()
         for number in range(rounds):
+            if len(pairs) >= FEWEST and time.perf_counter() - start > BUDGET:
+                break
             order = (one, every) if number % 2 else (every, one)
             times = {}
             for worker in order:
@@ -54,7 +61,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     known = {**CASES, **MORE}
     parser.add_argument("--cases", help="names with commas (all of the first cases and of `more`)")
-    parser.add_argument("--rounds", type=int, default=21, help="pairs of samples of each case (%(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=21, help="most pairs of samples of a case (%(default)s)"
+    )
     arguments = parser.parse_args()
     names = arguments.cases.split(",") if arguments.cases else list(known)
     table = Table(title=f"{usable_cores()} threads over 1", title_justify="left", box=box.SIMPLE_HEAD)
