@@ -52,6 +52,7 @@ def table(run: Run, threads: bool = True) -> str:
     """
     names = [name for name in README_COLUMNS if any(r["contender"] == name for r in run["results"])]
     head = ["layers, batch", *names, "GFLOP/s", "of peak", "times the best peer"]
+    threads = threads and most_threads(run) > 1
     if threads:
         head.append(f"{most_threads(run)} threads over 1")
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]

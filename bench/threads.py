@@ -4,8 +4,8 @@
     python bench/threads.py --cases 1-1,2-4-1
 
 The figure is the median, over pairs of samples one right after the other, of a step's time with all threads
-over that with one. In runs that measure one after the other, minutes apart on a busy machine, networks that
-use one thread in both differ by more.
+over that with one; the times are medians of their own. In runs that measure one after the other, minutes
+apart on a busy machine, networks that use one thread in both differ by more.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ BUDGET, FEWEST = 20.0, 5
 """Seconds after which a case has enough pairs, if it has so many."""
 
 SLOWER = 1.03
+"""A median above this is named."""
 
 
 def paired_samples(case: Case, rounds: int) -> list[tuple[float, float]]:
@@ -66,13 +67,15 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     names = arguments.cases.split(",") if arguments.cases else list(known)
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"unknown case {unknown[0]!r}: there are {', '.join(known)}")
     table = Table(title=f"{usable_cores()} threads over 1", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("case", "us a step, 1", f"{usable_cores()}", "median ratio", ""):
         table.add_column(column, justify="left" if column == "case" else "right")
     for name in names:
         pairs = paired_samples(known[name], arguments.rounds)
         ratio = statistics.median(every / one for one, every in pairs)
-        times = [f"{min(found):,.2f}" for found in zip(*pairs, strict=True)]
+        times = [f"{statistics.median(found):,.2f}" for found in zip(*pairs, strict=True)]
         table.add_row(name, *times, f"{ratio:.2f}", "slower" if ratio > SLOWER else "")
     Console().print(table)
 

@@ -417,6 +417,25 @@ def test_checkpoints_of_another_training_are_refused(tmp_path, network, options,
     assert net.history is None
 
 
+@pytest.mark.parametrize(
+    ("given", "batch_size", "words"),
+    [
+        (gs.ArraySource(X, Y, window_bytes=400), 4, "batch_size was 4, now it is 12"),
+        ([(X[:20], Y[:20]), (X[20:], Y[20:])], None, "batch_size was 1, now it is 3"),
+    ],
+)
+def test_another_accumulation_of_a_source_is_another_training(tmp_path, given, batch_size, words):
+    for accumulate in (1, 3):
+        net = make(preprocessing="none")
+        point = gs.Checkpoint(tmp_path, every=1)
+        fitting = {"batch_size": batch_size, "accumulate": accumulate, "callbacks": [point], "verbose": 0}
+        if accumulate == 1:
+            net.fit(given, epochs=1, **fitting)
+        else:
+            with pytest.raises(ValueError, match=words):
+                net.fit(given, epochs=2, **fitting)
+
+
 def test_other_rows_are_refused_and_a_function_as_schedule_is_known_again(tmp_path):
     def schedule(step):
         return 1 / (1 + step)

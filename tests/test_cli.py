@@ -154,8 +154,12 @@ def test_descriptions_that_others_wrote_are_shown_and_passed_over(table):
     """A model file may describe itself by any JSON values."""
     succeed("train", "kinds.csv", "--target", "kind", *TINY)
     net = io.load("kinds.safetensors")
-    io.save(net, "kinds.safetensors", description={"tags": [1, 2], "target": ["kind"], "dropped": None})
-    assert re.search(r"^tags +1, 2$", succeed("info", "kinds.safetensors"), re.MULTILINE)
+    described = {"tags": [1, 2], "target": ["kind"], "dropped": None, "author": {"name": "x", "age": None}}
+    io.save(net, "kinds.safetensors", description=described)
+    shown = succeed("info", "kinds.safetensors")
+    assert re.search(r"^tags +1, 2$", shown, re.MULTILINE)
+    assert re.search(r"^author name +x$", shown, re.MULTILINE)
+    assert "dropped" not in shown
     table.select("colour", "size").write_csv("new.csv")
     assert succeed("predict", "kinds.safetensors", "new.csv").startswith("prediction,")
 

@@ -152,6 +152,45 @@ def test_parameters_that_are_set_are_also_what_training_moves(backend):
         np.testing.assert_array_equal(net.optimizer_state()[f"{name}.trained"], value, err_msg=name)
 
 
+def test_a_loss_that_raises_leaves_the_average_where_the_user_sees_it(backend):
+    calls = []
+
+    def failing(y, outputs, weight):
+        calls.append(0)
+        if len(calls) % 4 == 0:
+            raise RuntimeError("no more")
+        return log_cosh(y, outputs, weight)
+
+    net = make(backend, layers(6), averaging=gs.EMA(0.9), loss=failing)
+    net.fit(ROWS, Y, epochs=1, batch_size=35, verbose=0)
+    for call in (lambda: net.step(ROWS, Y), lambda: net.fit(ROWS, Y, epochs=9, batch_size=35, verbose=0)):
+        while len(calls) % 4 != 3:
+            net.step(ROWS, Y)
+        before = state(net)
+        with pytest.raises(RuntimeError, match="no more"):
+            call()
+        for name, value in state(net).items():
+            np.testing.assert_array_equal(value, before[name], err_msg=name)
+
+
+def test_a_divergence_goes_back_with_both_sets_of_statistics(backend):
+    net = make(backend, layers(6), averaging=gs.EMA(0.5), optimizer=gs.SGD(0.01))
+    net.fit(ROWS, Y, epochs=2, batch_size=35, verbose=0)
+    before = state(net)
+    net.learning_rate = 1e300
+    with pytest.raises(gs.DivergenceError):
+        net.fit(ROWS, Y, epochs=5, batch_size=35, verbose=0)
+    for name, value in state(net).items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
+
+
+def test_a_variance_that_training_goes_on_from_must_not_be_negative(backend):
+    net = make(backend, layers(6), averaging=gs.EMA(0.9))
+    wrong = {**net.optimizer_state(), "batch_norm_0.variance.trained": np.full(6, -5.0)}
+    with pytest.raises(ValueError, match=r"batch_norm_0.variance.trained must not be negative, got -5"):
+        net.set_optimizer_state(wrong)
+
+
 def test_lbfgs_trains_all_but_batch_normalisation(backend):
     pytest.importorskip("scipy")
     without = [layer for layer in layers(6) if not isinstance(layer, gs.BatchNorm | gs.Activation)]

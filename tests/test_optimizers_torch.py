@@ -166,28 +166,30 @@ def test_averages_are_those_of_pytorch(backend):
         _assert_same(net, averaged.module)
 
 
-def test_averaged_statistics_are_those_of_pytorch(backend):
+@pytest.mark.parametrize("averaging", [gs.EMA(0.9), gs.SWA(5)])
+def test_averaged_statistics_are_those_of_pytorch(backend, averaging):
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
     net = gs.Network(
         [gs.Input(5), gs.Dense(4), gs.BatchNorm(), gs.Dense(2)],
         optimizer=gs.SGD(0.1),
-        averaging=gs.EMA(0.9),
+        averaging=averaging,
         dtype="float64",
         backend=backend.name,
     )
-    model = torch.nn.Sequential(
-        torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2)
-    ).double()
+    modules = torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2)
+    model = torch.nn.Sequential(*modules).double()
     _copy_weights(net, {"dense_0": model[0], "dense_1": model[2]})
     theirs = torch.optim.SGD(model.parameters(), 0.1)
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
-    for _ in range(STEPS):
+    mean_of = {} if isinstance(averaging, gs.SWA) else {"multi_avg_fn": get_ema_multi_avg_fn(0.9)}
+    averaged = AveragedModel(model, use_buffers=True, **mean_of)
+    for epoch in range(1, STEPS + 1):
         theirs.zero_grad()
         _loss(model).backward()
         theirs.step()
-        averaged.update_parameters(model)
-        net.step(X, Y)
+        if not isinstance(averaging, gs.SWA) or epoch >= averaging.start:
+            averaged.update_parameters(model)
+    net.fit(X, Y, epochs=STEPS, batch_size=len(X), verbose=0)
     mean, variance = averaged.module[1].running_mean, averaged.module[1].running_var
     np.testing.assert_allclose(net.parameters()["batch_norm_0.mean"], mean, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(net.parameters()["batch_norm_0.variance"], variance, rtol=1e-6)

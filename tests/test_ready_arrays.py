@@ -185,8 +185,8 @@ REFUSED = {
     "LBFGS": ({"optimizer": gs.LBFGS()}, SMALL_Y, "step cannot be used with the optimizer LBFGS"),
     "SWA": ({"averaging": gs.SWA(1)}, SMALL_Y, "step makes no epochs"),
     "no probability": ({"loss": "binary_cross_entropy"}, SMALL_Y + 2, "y must be between 0 and 1"),
-    "negative": ({"loss": "poisson"}, -np.ones_like(SMALL_Y), "y must"),
-    "no sign": ({"loss": "binary_hinge"}, np.full_like(SMALL_Y, 0.5), "y must"),
+    "negative": ({"loss": "poisson"}, -np.ones_like(SMALL_Y), "y must not be negative"),
+    "no sign": ({"loss": "binary_hinge"}, np.full_like(SMALL_Y, 0.5), "y must hold -1 and 1"),
 }
 
 

@@ -193,6 +193,25 @@ def test_class_weights_of_a_source_are_the_sample_weights_that_they_stand_for(cl
     assert_same_parameters(*nets)
 
 
+def test_class_weights_multiply_the_weights_as_they_were_given():
+    weight = RNG.random(500)
+    nets = [make(outputs=3, loss="cross_entropy") for _ in range(2)]
+    settings = {"epochs": 2, "class_weight": {1: 3.1, 2: 0.7}, "shuffle": False, "verbose": 0}
+    nets[0].fit(gs.ArraySource(X, LABELS, weight, window_bytes=SMALL), **settings)
+    nets[1].fit(X, LABELS, sample_weight=weight, **settings)
+    assert_same_parameters(*nets)
+
+
+@pytest.mark.parametrize("preprocessing", ["none", "standardize"])
+def test_a_source_without_rows_is_refused(preprocessing):
+    for net in (make(preprocessing=preprocessing), make()):
+        if preprocessing == "none":
+            net.prepare(X, Y)
+        for call in (net.fit, net.prepare):
+            with pytest.raises(ValueError, match="the source must have at least one row, got none"):
+                call(Recorder([], SMALL))
+
+
 def test_targets_between_two_classes_are_named_by_their_rows():
     y = (X[:, 0] > 0) * 0.5
     net = make(outputs=1, loss="binary_cross_entropy")
@@ -347,10 +366,53 @@ def test_a_schedule_over_the_whole_training_counts_accumulated_updates():
     assert_same_parameters(net, plain)
 
 
-def test_accumulated_batches_all_have_weights_or_none():
-    listed = [(X, Y), (X, Y, WEIGHT)]
-    with pytest.raises(ValueError, match="either all batches must have sample weights or none"):
-        make().fit(listed, epochs=1, accumulate=2, verbose=0)
+@pytest.mark.parametrize("accumulate", [2, 3])
+def test_accumulated_batches_all_have_weights_or_none(accumulate):
+    listed = [(X, Y), (X, Y), (X, Y, WEIGHT), (X, Y, WEIGHT)]
+    with pytest.raises(ValueError, match="batch 2: either all batches must have sample weights or none"):
+        make().fit(listed, epochs=1, accumulate=accumulate, verbose=0)
+
+
+def test_accumulated_batches_may_come_in_the_same_arrays():
+    def refilled():
+        x, y = np.empty((100, 4), np.float32), np.empty((100, 2), np.float32)
+        for start in range(0, 500, 100):
+            x[...], y[...] = X[start : start + 100], Y[start : start + 100]
+            yield x, y
+
+    nets = make(), make()
+    nets[0].fit(refilled, epochs=1, accumulate=2, verbose=0)
+    nets[1].fit(
+        [(X[i : i + 100], Y[i : i + 100]) for i in range(0, 500, 100)], accumulate=2, epochs=1, verbose=0
+    )
+    assert_same_parameters(*nets)
+
+
+def test_refused_class_weights_leave_an_iterator_where_it_was():
+    given = iter([(X[:100], LABELS[:100]), (X[100:], LABELS[100:])])
+    net = make(outputs=3, loss="cross_entropy", preprocessing="none")
+    for class_weight in ("balanced", {9: 1.0}, {0: 0, 1: 0, 2: 0}):
+        with pytest.raises(ValueError, match="class_weight"):
+            net.fit(given, epochs=1, class_weight=class_weight, verbose=0)
+    assert len(list(given)) == 2
+
+
+def test_a_class_without_rows_when_they_were_counted_is_named():
+    asked = []
+
+    def changing():
+        asked.append(0)
+        yield X, np.minimum(LABELS, 1 if len(asked) == 1 else 2)
+
+    with pytest.raises(ValueError, match="batch 0: y has the class 2, which had no rows when"):
+        make(outputs=3, loss="cross_entropy").fit(changing, epochs=1, class_weight="balanced", verbose=0)
+
+
+def test_batches_that_cannot_be_counted_are_named():
+    net = make(outputs=3, loss="cross_entropy")
+    for bad in ((X[:0], LABELS[:0]), (X, 3), (X, LABELS[:5])):
+        with pytest.raises((TypeError, ValueError), match=r"^batch 1: [Xy] must"):
+            net.fit([(X, LABELS), bad], epochs=1, class_weight="balanced", verbose=0)
 
 
 def test_balanced_class_weights_take_a_pass_of_their_own_over_batches():

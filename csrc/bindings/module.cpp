@@ -13,6 +13,7 @@
 #include <optional>
 #include <thread>
 
+#include "bindings/arrays.h"
 #include "bindings/ready_arrays.h"
 #include "engine/dispatch.h"
 #include "engine/engine.h"
@@ -29,9 +30,6 @@ using namespace gradstep;
 py::bytes bytes_of(const std::vector<double>& values) {
     return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(double)};
 }
-
-template <class T>
-using Matrix = py::array_t<T, py::array::c_style>;
 
 // Sparse rows: starts (n + 1,), columns and values (stored,).
 template <class T>

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <optional>
 
+#include "bindings/arrays.h"
+
 namespace gradstep {
 
 // Larger arrays are left to gradstep.validation, in which READY_ELEMENTS is the same: there the checks are a small part
@@ -17,11 +19,10 @@ constexpr pybind11::ssize_t kMostReadyElements = 8192;
 // A numpy array itself (masked arrays and other subclasses may mean something else), of dtype T, C-contiguous and
 // aligned, neither empty nor large.
 template <class T>
-std::optional<pybind11::array_t<T, pybind11::array::c_style>> ready_array(pybind11::handle given) {
-    using Array = pybind11::array_t<T, pybind11::array::c_style>;
+std::optional<Matrix<T>> ready_array(pybind11::handle given) {
     const auto* plain = pybind11::detail::npy_api::get().PyArray_Type_;
-    if (Py_TYPE(given.ptr()) != plain || !pybind11::isinstance<Array>(given)) return std::nullopt;
-    auto array = pybind11::reinterpret_borrow<Array>(given);
+    if (Py_TYPE(given.ptr()) != plain || !pybind11::isinstance<Matrix<T>>(given)) return std::nullopt;
+    auto array = pybind11::reinterpret_borrow<Matrix<T>>(given);
     const bool is_aligned = reinterpret_cast<std::uintptr_t>(array.data()) % alignof(T) == 0;
     if (!is_aligned || array.size() == 0 || array.size() > kMostReadyElements) return std::nullopt;
     return array;
@@ -29,14 +30,14 @@ std::optional<pybind11::array_t<T, pybind11::array::c_style>> ready_array(pybind
 
 // Such an array of (rows, columns).
 template <class T>
-std::optional<pybind11::array_t<T, pybind11::array::c_style>> ready_rows(pybind11::handle given, int64_t columns) {
+std::optional<Matrix<T>> ready_rows(pybind11::handle given, int64_t columns) {
     auto array = ready_array<T>(given);
     return array && array->ndim() == 2 && array->shape(1) == columns ? array : std::nullopt;
 }
 
 // x - x is 0 unless x is NaN or infinite. Without a branch, so that it is vector code.
 template <class T>
-bool all_finite(const pybind11::array_t<T, pybind11::array::c_style>& array) {
+bool all_finite(const Matrix<T>& array) {
     bool finite = true;
     const T* values = array.data();
     for (pybind11::ssize_t i = 0; i < array.size(); ++i) finite &= values[i] - values[i] == T(0);

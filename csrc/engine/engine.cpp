@@ -40,6 +40,10 @@ void for_slices(ptrdiff_t n, int threads, F&& f) {
 
 constexpr int kStatistics = -2, kTrainedStatistics = -3;
 
+StatisticsSet set_of(int what) {
+    return what == kTrainedStatistics ? StatisticsSet::other : StatisticsSet::in_use;
+}
+
 // Weights that every core can hold beside its rows.
 constexpr int64_t kRowwiseBytes = 768 * 1024;
 
@@ -96,7 +100,7 @@ Engine<T>::Engine(const Plan& plan, const KernelTable& table)
 template <class T>
 void Engine<T>::get(int what, std::size_t layer, T* W, T* b) const {
     if (what > kStatistics) return net_->unpack(layer, update_.state(what), W, b);
-    statistics_.get(layer, what == kTrainedStatistics, W, b);
+    statistics_.get(layer, set_of(what), W, b);
 }
 
 template <class T>
@@ -107,8 +111,8 @@ void Engine<T>::set(int what, std::size_t layer, const T* W, const T* b) {
         if (what < 0 && plan_.averages()) net_->pack(layer, W, b, update_.average());
         return;
     }
-    statistics_.set(layer, what == kTrainedStatistics, W, b);
-    if (what == kStatistics && plan_.averages()) statistics_.set(layer, true, W, b);
+    statistics_.set(layer, set_of(what), W, b);
+    if (what == kStatistics && plan_.averages()) statistics_.set(layer, StatisticsSet::other, W, b);
 }
 
 // Of the batch at work: a loss may be finite where they are not.
@@ -259,6 +263,18 @@ void Engine<T>::exchange_average() {
     statistics_.exchange();
     if (folded_) folded_->forget();
 }
+
+template <class T>
+class Engine<T>::Exchanged {
+public:
+    explicit Exchanged(Engine& engine) : engine_(engine) { engine_.exchange_average(); }
+    ~Exchanged() { engine_.exchange_average(); }
+    Exchanged(const Exchanged&) = delete;
+    Exchanged& operator=(const Exchanged&) = delete;
+
+private:
+    Engine& engine_;
+};
 
 // At the end of epochs, counted from 1 over the network's life: an equal mean from swa_start on.
 template <class T>
@@ -415,10 +431,8 @@ double Engine<T>::step(Data<T> data, double learning_rate) {
     if (chunked_) chunked_->forget_inputs();
     guarded_ = true;
     const Batch<T> all{&data, nullptr, 0, data.n};
-    exchange_average();
-    const double loss = step_batch(all, scales(all), learning_rate, threads);
-    exchange_average();
-    return loss;
+    const Exchanged training(*this);
+    return step_batch(all, scales(all), learning_rate, threads);
 }
 
 template <class T>
@@ -565,7 +579,7 @@ TrainResult Engine<T>::train(Data<T> data, const TrainOptions& options, const st
     }
     guarded_ = !remembered_;
     Interrupts interrupts(should_stop);
-    exchange_average();
+    const Exchanged training(*this);
     TrainResult result;
     result.losses.reserve(static_cast<std::size_t>(options.epochs));
     remembered_epochs_ = 0;
@@ -585,7 +599,6 @@ TrainResult Engine<T>::train(Data<T> data, const TrainOptions& options, const st
     } catch (...) {
         result.raised = std::current_exception();
     }
-    exchange_average();
     result.restored = remembered_ || !result.diverged;
     if (chunked_) chunked_->forget_inputs();
     return result;

@@ -113,6 +113,7 @@ private:
     void add_penalties(T* gradient, T l2, int threads);
     void clip(T* gradient, ptrdiff_t part_stride, int parts, int threads);
     void exchange_average();
+    class Exchanged;  // what training moves is in the place of what the user sees while it lives
     void average_epoch(int64_t epoch);
     // Whether a gradient can enter the optimizer, squared where that is what the states hold.
     bool (*guard() const)(const T*, ptrdiff_t) noexcept {

@@ -11,9 +11,13 @@
 
 namespace gradstep {
 
+// In use are the average's between calls, and during training those that it moves.
+enum class StatisticsSet { in_use, other };
+
 template <class T>
 class RunningStatistics {
 public:
+    // Keeps a reference to the plan.
     RunningStatistics(const Plan& plan, const Net<T>& net) : layers_(plan.layers), sets_(plan.averages() ? 2 : 1) {
         for (const LayerPlan& d : layers_) {
             at_.push_back(size_);
@@ -25,21 +29,21 @@ public:
     std::size_t total() const { return size_ * sets_; }
     void lie_at(T* memory) { memory_ = memory; }
 
-    // Mean and variance of a layer, in the set that is in use or in the other one.
-    std::pair<T*, T*> of(std::size_t layer, bool other = false) const {
-        T* mean = memory_ + at_[layer] + (other ? size_ : 0);
+    // Mean and variance of a layer.
+    std::pair<T*, T*> of(std::size_t layer, StatisticsSet set = StatisticsSet::in_use) const {
+        T* mean = memory_ + at_[layer] + (set == StatisticsSet::other ? size_ : 0);
         return {mean, mean + lanes_[layer]};
     }
 
-    void get(std::size_t layer, bool other, T* mean, T* variance) const {
-        const auto [from_mean, from_variance] = of(layer, other);
+    void get(std::size_t layer, StatisticsSet set, T* mean, T* variance) const {
+        const auto [from_mean, from_variance] = of(layer, set);
         std::copy_n(from_mean, width(layer), mean);
         std::copy_n(from_variance, width(layer), variance);
     }
 
     // Null: stays as it is.
-    void set(std::size_t layer, bool other, const T* mean, const T* variance) {
-        const auto [to_mean, to_variance] = of(layer, other);
+    void set(std::size_t layer, StatisticsSet set, const T* mean, const T* variance) {
+        const auto [to_mean, to_variance] = of(layer, set);
         if (mean) std::copy_n(mean, width(layer), to_mean);
         if (variance) std::copy_n(variance, width(layer), to_variance);
     }

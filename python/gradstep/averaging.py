@@ -14,6 +14,8 @@ from gradstep.validation import check_flag, check_integer, check_real
 class EMA:
     """Exponential mean: ``mean <- d mean + (1 - d) theta`` after every update; the first one begins it.
 
+    The running statistics of batch normalisation are averaged alike.
+
     Source: Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", SIAM J. Control
     Optim. 30, 1992; the exponential form as in PyTorch's ``AveragedModel``.
 
@@ -48,6 +50,8 @@ class EMA:
 @dataclass(frozen=True)
 class SWA:
     """Equal mean of the parameters at the ends of epochs, from one on; before it, the parameters themselves.
+
+    The running statistics of batch normalisation are averaged alike, not computed anew for the mean.
 
     Source: Izmailov, Podoprikhin, Garipov, Vetrov and Wilson, "Averaging weights leads to wider optima and
     better generalization", UAI 2018.

@@ -31,7 +31,7 @@ class Classes:
     Raises
     ------
     ValueError
-        If a row has not just one class.
+        If the loss has no classes, or a row may have several.
     """
 
     kind: TargetKind
@@ -100,7 +100,8 @@ class ClassWeights:
             if class_weight != "balanced":
                 raise ValueError(f"class_weight must be 'balanced' or a dict, got {class_weight!r}")
             rows = count_rows()
-            self._weights: Array = rows.sum() / max(np.count_nonzero(rows), 1) / np.maximum(rows, 1)
+            weights: Array = rows.sum() / max(np.count_nonzero(rows), 1) / np.maximum(rows, 1)
+            self._weights = np.where(rows > 0, weights, np.nan)
             return
         if not isinstance(class_weight, Mapping):
             raise TypeError(f"class_weight must be 'balanced' or a dict, got {type(class_weight).__name__}")
@@ -111,6 +112,8 @@ class ClassWeights:
                 known = ", ".join(str(name) for name in classes.names or range(classes.count))
                 raise ValueError(f"class_weight has the class {key!r}, but the classes are {known}")
             self._weights[numbers[key]] = check_real(f"class_weight[{key!r}]", value, minimum=0.0)
+        if not self._weights.any():
+            raise ValueError("class_weight must not be all zero")
 
     def sample_weight(self, y: Array, sample_weight: Any, dtype: str) -> Array:
         """Sample weights of all rows, (n,) in dtype: their own, or None, times those of their classes.
@@ -120,18 +123,28 @@ class ClassWeights:
         ValueError
             If all of them are zero, or some too small for the others.
         """
-        factors = self._weights[self._classes.labels(y)]
-        if sample_weight is not None:
-            factors = factors * as_numbers("sample_weight", sample_weight).astype(np.float64)
-        weight = check_weight(factors, dtype, len(factors), _PRODUCT)
+        weight = check_weight(self._product(y, sample_weight), dtype, len(y), _PRODUCT)
         assert weight is not None
         return weight
 
-    def part_weight(self, y: Array, weight: Array | None, dtype: str) -> Array:
-        """As `sample_weight`, of a part of the rows, with checked weights: as they are, maybe all zero."""
-        factors = self._weights[self._classes.labels(y)]
-        checked = check_weight_part(
-            factors if weight is None else factors * weight, dtype, len(factors), _PRODUCT
-        )
-        assert checked is not None
-        return checked
+    def part_weight(self, y: Array, sample_weight: Any, dtype: str) -> Array:
+        """As `sample_weight`, of a part of the rows: as they are, maybe all zero.
+
+        Raises
+        ------
+        ValueError
+            If a class had no rows when they were counted.
+        """
+        weight = check_weight_part(self._product(y, sample_weight), dtype, len(y), _PRODUCT)
+        assert weight is not None
+        return weight
+
+    def _product(self, y: Array, sample_weight: Any) -> Array:
+        labels = self._classes.labels(y)
+        factors = self._weights[labels]
+        if np.isnan(factors).any():
+            number = labels[np.isnan(factors)][0]
+            raise ValueError(f"y has the class {number}, which had no rows when the classes were counted")
+        if sample_weight is None:
+            return factors
+        return factors * as_numbers("sample_weight", sample_weight).astype(np.float64)

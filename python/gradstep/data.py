@@ -118,7 +118,7 @@ def _without(source: str, table: pl.DataFrame, drop: Collection[str], target: st
         if name == target:
             raise ValueError(f"--drop and --target name the same column {name!r}")
         if name not in table.columns:
-            parts = name.split(",")
+            parts = [part.strip() for part in name.split(",")]
             hint = _nearest(name, table.columns)
             if len(parts) > 1 and all(part in table.columns for part in parts):
                 hint = f" (give --drop once for each of {', '.join(parts)})"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradstep.callbacks import Callback
 from gradstep.lbfgs import scipy_minimize
+from gradstep.sources import Source
 from gradstep.streaming import Feed
 
 if TYPE_CHECKING:
@@ -50,8 +51,10 @@ def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
     return given
 
 
-def check_alone(y: Any, sample_weight: Any, sampling: str) -> None:
-    """Refuse what a source brings with it, or cannot have."""
+def check_alone(source: Any, y: Any, sample_weight: Any, sampling: str) -> None:
+    """Refuse what a source brings with it, or cannot have, and a source without rows."""
+    if isinstance(source, Source) and len(source) == 0:
+        raise ValueError("the source must have at least one row, got none")
     if y is not None:
         raise TypeError("y must not be given with a source, which has its own targets")
     if sample_weight is not None:

@@ -62,6 +62,9 @@ if TYPE_CHECKING:
 
     from gradstep.schedules import ScheduleLike
 
+MOST_ACCUMULATED = 1_000_000
+"""Batches of one update."""
+
 SAMPLING = ("all", "balanced")
 """Which rows an epoch visits."""
 
@@ -438,14 +441,10 @@ class Network:
     def _refresh(self) -> None:
         """Tell the engine its input transform, and keep what the short ways of `predict` and `step` need."""
         self._dtype = np.dtype(self.dtype)
-        any_targets_will_do = (
-            self._target_transform is None
-            and self.loss.target_kind in ("values", "labels")
-            and not isinstance(self._specification.averaging, SWA)
-            and not isinstance(self.optimizer, LBFGS)
-        )
+        any_targets_will_do = self._target_transform is None and self.loss.target_kind in ("values", "labels")
+        by_epochs = isinstance(self._specification.averaging, SWA) or isinstance(self.optimizer, LBFGS)
         self._engine_for_predict = self._engine if self._is_prepared() else None
-        self._engine_for_step = self._engine_for_predict if any_targets_will_do else None
+        self._engine_for_step = self._engine_for_predict if any_targets_will_do and not by_epochs else None
         if self._engine is not None:
             transform = self._input_transform
             if transform is None:
@@ -473,7 +472,7 @@ class Network:
             If X or y is not as `fit` needs it.
         """
         if isinstance(X, Source):
-            check_alone(y, None, "all")
+            check_alone(X, y, None, "all")
             self._prepare_from(X)
             return
         source = self._encoded(X)
@@ -583,7 +582,7 @@ class Network:
             y = self._check_y(piece.y, len(X))
             weight = check_weight_part(piece.weight, self.dtype, len(X))
             if class_weights is not None:
-                weight = class_weights.part_weight(y, weight, self.dtype)
+                weight = class_weights.part_weight(y, piece.weight, self.dtype)
             return Rows(X, y, weight)
 
     def _feed_piece(self, piece: Piece, class_weights: ClassWeights | None) -> Rows:
@@ -697,7 +696,7 @@ class Network:
             If a loss or parameter became NaN or infinite; the network keeps its last good parameters.
         """
         epochs = check_integer("epochs", epochs, minimum=1)
-        accumulate = check_integer("accumulate", accumulate, minimum=1)
+        accumulate = check_integer("accumulate", accumulate, minimum=1, maximum=MOST_ACCUMULATED)
         shuffle = check_flag("shuffle", shuffle)
         sampling = check_name("sampling", sampling, SAMPLING)
         schedule = check_fit_schedule(schedule)
@@ -708,11 +707,11 @@ class Network:
             rows: Rows | Feed
             whole: Rows | None = None  # the rows, where they are at hand
             if y is None or isinstance(X, Source):
-                check_alone(y, sample_weight, sampling)
+                check_alone(X, y, sample_weight, sampling)
                 self._check_streamable(metrics, validation_data)
                 source = X if isinstance(X, Source) else Batches(X, epochs)
-                engine = self._prepare_from(source)
                 weights = None if class_weight is None else self._class_weights_of(source, class_weight)
+                engine = self._prepare_from(source)
                 check = partial(self._feed_piece, class_weights=weights)
                 rows = self._feed(source, check, epochs, batch_size, accumulate, shuffle)
                 check_total(schedule, rows)
@@ -742,7 +741,7 @@ class Network:
             job = Job(
                 rows=rows,
                 epochs=epochs,
-                batch_size=batch_size or 1,
+                batch_size=rows.batch_size if isinstance(rows, Feed) else batch_size or 1,
                 shuffle=shuffle,
                 measure=self._measure(engine, checked, measured, validation),
                 callbacks=callbacks,
@@ -787,8 +786,9 @@ class Network:
             )
         total = np.zeros(classes.count, np.int64)
         for piece in self._pieces(source):
+            rows = self._check_piece(piece)
             with piece.named_in_errors():
-                total += classes.count_rows(self._check_y(piece.y, len(piece.y)))
+                total += classes.count_rows(rows.y)
         return total
 
     def _feed(
@@ -809,6 +809,7 @@ class Network:
         window_rows = max(1, window_bytes // (self._dtype.itemsize * width))
         if n is None:
             batch_size = check_integer("batch_size", batch_size, minimum=1) * accumulate
+            self._specification.check_batch(batch_size)
         else:
             default = self.optimizer.default_batch_size(n)
             if batch_size is None and default > max(window_rows, MINI_BATCH):
@@ -1142,7 +1143,8 @@ class Network:
         array = numeric_array(name, value, self.dtype)
         if array.shape != shapes[name]:
             raise ValueError(f"{name} must have shape {shapes[name]}, got {array.shape}")
-        if name in self.plan.statistics_shapes() and name.endswith(".variance") and np.any(array < 0):
+        of = name.removesuffix(".trained")
+        if of in self.plan.statistics_shapes() and of.endswith(".variance") and np.any(array < 0):
             raise ValueError(f"{name} must not be negative, got {array.min():g}")
         return array
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +43,8 @@ class Feed(ABC):
     """Updates of an epoch; None where that is not known."""
     rows: int = 0
     """Rows of the newest epoch."""
+    batch_size: int
+    """Rows of an update, or the batches that are put together for one."""
 
     @abstractmethod
     def train(self, engine: Engine, epoch: int, rates: Rates) -> TrainResult:
@@ -146,6 +147,17 @@ def _restore(engine: Engine, kept: tuple[Parameters, Parameters] | None) -> None
 _MIXED_WEIGHTS = "either all batches must have sample weights or none"
 
 
+def _check_alike(piece: Piece, rows: Rows, first: Rows) -> None:
+    """Refuse a batch that cannot be put together with those before it."""
+    if (rows.weight is None) != (first.weight is None):
+        raise ValueError(f"{piece.place}: {_MIXED_WEIGHTS}")
+    if rows.y.shape[1:] != first.y.shape[1:]:
+        raise ValueError(
+            f"{piece.place}: rows of y must have shape {first.y.shape[1:]} as in the first batch, "
+            f"got {rows.y.shape[1:]}"
+        )
+
+
 class BatchFeed(_PartedFeed):
     """Every batch of an iterable, or every few of them, is one update, in its order; nothing is read ahead.
 
@@ -160,14 +172,26 @@ class BatchFeed(_PartedFeed):
     """
 
     def __init__(self, batches: Batches, check: Check, accumulate: int) -> None:
-        self._batches, self._check, self._accumulate = batches, check, accumulate
+        self._batches, self._check, self.batch_size = batches, check, accumulate
         length = batches.length()
         self.steps = None if length is None else -(-length // accumulate)
 
     def _updates(self) -> Iterator[Rows]:
         """The rows of every update."""
-        pieces = self._batches.pieces()
-        while together := [self._check(piece) for piece in islice(pieces, self._accumulate)]:
+        if self.batch_size == 1:
+            yield from map(self._check, self._batches.pieces())
+            return
+        first, together = None, []
+        for number, piece in enumerate(self._batches.pieces(), start=1):
+            rows = self._check(piece)
+            first = first or rows
+            _check_alike(piece, rows, first)
+            # The iterable may fill the same arrays anew.
+            together.append(Rows(*(None if a is None else a.copy() for a in rows)))  # type: ignore[arg-type]
+            if number % self.batch_size == 0:
+                yield _joined(together)
+                together = []
+        if together:
             yield _joined(together)
 
     def _train_parts(self, engine: Engine, epoch: int, rates: Rates, mean: _Mean) -> TrainResult | None:
@@ -185,16 +209,8 @@ class BatchFeed(_PartedFeed):
 
 
 def _joined(parts: list[Rows]) -> Rows:
-    if len(parts) == 1:
-        return parts[0]
-    weights = [rows.weight for rows in parts if rows.weight is not None]
-    if len(weights) not in (0, len(parts)):
-        raise ValueError(_MIXED_WEIGHTS)
-    return Rows(
-        np.concatenate([rows.X for rows in parts]),
-        np.concatenate([rows.y for rows in parts]),
-        np.concatenate(weights) if weights else None,
-    )
+    joined = (None if arrays[0] is None else np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Rows(*joined)  # type: ignore[arg-type]
 
 
 class _Window(NamedTuple):

@@ -160,10 +160,10 @@ class Plan:
     clip_norm: float = 0.0
     """0: not clipped."""
     ema_decay: float = 0.0
-    """Of the exponential mean of the parameters; 0: none."""
+    """Of the exponential mean of the parameters and running statistics; 0: none."""
     ema_warmup: bool = False
     swa_start: int = 0
-    """First epoch of an equal mean of the parameters, counted from 1; 0: none."""
+    """First epoch of an equal mean of the same, counted from 1; 0: none."""
 
     @property
     def averages(self) -> bool:
@@ -306,7 +306,9 @@ class Engine(ABC):
     @abstractmethod
     def optimizer_state(self) -> Parameters:
         """Copies of the optimizer's state: ``step`` (int64 scalar array) and, per parameter and moment,
-        ``dense_0.W.momentum`` (sgd) or ``dense_0.W.m`` and ``dense_0.W.v`` (adam, adamw).
+        ``dense_0.W.momentum`` (sgd) or ``dense_0.W.m`` and ``dense_0.W.v`` (adam, adamw). Where the
+        parameters are an average, ``dense_0.W.trained`` of each of them and of the running statistics: what
+        training goes on from.
         """
 
     @abstractmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,10 +30,17 @@ def info(
         facts.append(("classes", ", ".join(network.classes)))
     facts.append(("epochs", str(network.epochs_trained)))
     for name, value in io.read_description(model).items():
-        if isinstance(value, dict):
-            facts += [(f"{name} {key}", f"{number:.6g}") for key, number in value.items()]
-        elif isinstance(value, list):
-            facts.append((name, ", ".join(map(str, value))))
-        elif value is not None:
-            facts.append((name, str(value)))
+        parts = (
+            {f"{name} {key}": part for key, part in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
+        facts += [(label, _shown(part)) for label, part in parts.items() if part not in (None, [])]
     say_facts(facts)
+
+
+def _shown(value: Any) -> str:
+    """A JSON value in a line."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
