@@ -85,6 +85,21 @@ def run_python(code, **environment):
     )
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_few_rows_have_the_bits_that_they_have_among_many(name, dtype):
+    """Products of one and of two rows are kernels of their own; every sum runs in the same order."""
+    plan = make_plan(NETWORKS[name][0], "tanh", "mse", "adam", dtype)
+    X = make_data(plan, 40).X
+    engine = make_engine(BACKENDS["cpp"], plan)
+    together = np.empty((40, plan.n_out), dtype)
+    engine.predict(X, together)
+    for rows in (1, 2, 3):
+        few = np.empty((rows, plan.n_out), dtype)
+        engine.predict(X[:rows], few)
+        np.testing.assert_array_equal(few, together[:rows])
+
+
 @pytest.mark.parametrize("isa", _core.instruction_sets if "cpp" in BACKENDS else [])
 def test_a_forced_instruction_set_runs_and_agrees_with_the_reference(isa):
     done = run_python(TRAJECTORY, GRADSTEP_ISA=isa)

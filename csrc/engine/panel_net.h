@@ -187,6 +187,7 @@ public:
     void forward_panels(const Workspace<T>& ws, const T* x, const T* theta, std::size_t l, ptrdiff_t o0, ptrdiff_t o1,
                         ptrdiff_t r0, ptrdiff_t r1) const {
         if (!this->plan_.layers[l].is_dense()) return other_panels(ws, x, theta, l, o0, o1, r0, r1);
+        if (r1 - r0 <= kFewRows) return few_rows(ws, x, theta, l, o0, o1, r0, r1 - r0);
         dense_panels(ws, x, theta, l, o0, o1, r0, r1, [](ptrdiff_t, ptrdiff_t, ptrdiff_t) {});
     }
 
@@ -221,6 +222,30 @@ public:
                     done(o, r, rows);
                 }
         }
+    }
+
+    // The same of at most kFewRows rows from r on.
+    void few_rows(const Workspace<T>& ws, const T* x, const T* theta, std::size_t l, ptrdiff_t o0, ptrdiff_t o1,
+                  ptrdiff_t r, ptrdiff_t rows) const {
+        const LayerPlan& d = this->plan_.layers[l];
+        const LayerParameters& at = this->layout_.layers[l];
+        const ptrdiff_t block = P_ * P_;
+        this->k_.product_few_rows[v_]({.product = {.rows = rows,
+                                                   .depth = d.n_in,
+                                                   .a = input(ws, x, l) + r * P_,
+                                                   .a_segment = ws.rows * P_,
+                                                   .b = theta + at.weights + o0 * block,
+                                                   .b_segment = panels(d.n_out) * block,
+                                                   .c = ws.z[l] + (o0 * ws.rows + r) * P_,
+                                                   .init = Init::bias,
+                                                   .bias = theta + at.biases + o0 * P_,
+                                                   .ahead = {},
+                                                   .ahead_segment = 0,
+                                                   .half = false},
+                                       .panels = o1 - o0,
+                                       .b_panel = block,
+                                       .c_panel = ws.rows * P_});
+        for (ptrdiff_t o = o0; o < o1; ++o) activate(ws, l, o, r, rows);
     }
 
     const T* outputs_in_lanes(const Workspace<T>& ws, ptrdiff_t rows) const override {

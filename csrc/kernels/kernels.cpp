@@ -2,6 +2,7 @@
 // exports one constant table and nothing else (a test asks nm).
 #include "kernels/activations.h"
 #include "kernels/dropout.h"
+#include "kernels/few_rows.h"
 #include "kernels/lanes.h"
 #include "kernels/losses.h"
 #include "kernels/normalize.h"
@@ -29,6 +30,7 @@ constexpr gradstep::Kernels<T> kernels_of() {
         .lanes = kLanes<T>,
         .product = {&product_panel<T, 1>, &product_panel<T, 2>},
         .product_transposed = {&product_transposed_panel<T, 1>, &product_transposed_panel<T, 2>},
+        .product_few_rows = {&product_few_rows<T, 1>, &product_few_rows<T, 2>},
         .lanes_forward = &lanes_forward<T>,
         .lanes_backward = &lanes_backward<T>,
         .sum_vectors = &sum_vectors<T>,

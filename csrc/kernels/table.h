@@ -48,6 +48,17 @@ struct Product {
     bool half;  // only the first of two vectors has columns of its own; the other one becomes zero
 };
 
+// The rows of a product that leave the units waiting where one panel is computed after the other.
+constexpr ptrdiff_t kFewRows = 2;
+
+// A product in row panels of kFewRows rows or less with several panels: b and c of each lie b_panel and c_panel behind
+// those of the one before it. From the bias on; nothing is fetched ahead.
+template <class T>
+struct FewRows {
+    Product<T> product;  // of the first panel
+    ptrdiff_t panels, b_panel, c_panel;
+};
+
 // z and a are the same memory unless needs_z. The identity has null functions.
 template <class T>
 struct Activation {
@@ -264,6 +275,7 @@ struct Kernels {
     // By vectors a panel - 1: A in row panels, A in transposed panels.
     void (*product[2])(const Product<T>&) noexcept;
     void (*product_transposed[2])(const Product<T>&) noexcept;
+    void (*product_few_rows[2])(const FewRows<T>&) noexcept;
     void (*lanes_forward)(const LanesPass<T>&) noexcept;
     void (*lanes_backward)(const LanesPass<T>&) noexcept;
     // to[i] = sum of vector i of acc, for n of them; zero up to a whole vector.
