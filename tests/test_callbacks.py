@@ -282,7 +282,8 @@ def test_callbacks_are_told_the_arguments_and_may_say_something(capsys):
     net.fit(X, Y, epochs=1, verbose=0)
     assert capsys.readouterr().err == ""
     net.fit(X, Y, epochs=1, batch_size=9, shuffle=False, callbacks=[say])
-    assert say.arguments == {"rows": 40, "batch_size": 9, "shuffle": False, "schedule": None}
+    expected = {"rows": 40, "accumulate": 1, "batch_size": 9, "shuffle": False, "schedule": None}
+    assert say.arguments == expected
     assert [line for line in capsys.readouterr().err.splitlines() if "loss" not in line] == [
         "before",
         "after 2",

@@ -420,8 +420,8 @@ def test_checkpoints_of_another_training_are_refused(tmp_path, network, options,
 @pytest.mark.parametrize(
     ("given", "batch_size", "words"),
     [
-        (gs.ArraySource(X, Y, window_bytes=400), 4, "batch_size was 4, now it is 12"),
-        ([(X[:20], Y[:20]), (X[20:], Y[20:])], None, "batch_size was 1, now it is 3"),
+        (gs.ArraySource(X, Y, window_bytes=400), 4, "accumulate was 1, now it is 3"),
+        ([(X[:20], Y[:20]), (X[20:], Y[20:])], None, "accumulate was 1, now it is 3"),
     ],
 )
 def test_another_accumulation_of_a_source_is_another_training(tmp_path, given, batch_size, words):

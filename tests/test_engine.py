@@ -33,6 +33,14 @@ NETWORKS = {
     "rows": ((40, 130, 150, 5), 400, 150),
     "layers": ((100, 400, 420, 70), 400, 150),
 }
+# Batches of one and two rows, and such ends of batches and of chunks, which have a kernel of their own.
+FEW_ROWS = {
+    "one-row": ((17, 33, 65, 3), 40, 1),
+    "two-rows": ((40, 130, 150, 5), 41, 2),
+    "one-row-of-many-panels": ((1000, 1025, 3), 4, 1),
+    "tail": ((40, 130, 150, 5), 387, 129),
+}
+RUNS = {**NETWORKS, **FEW_ROWS}
 LAYERS_BEYOND_ONE_PASS = ((20, 300, 300, 5), 4500, 4500)
 
 TRAJECTORY = """
@@ -41,10 +49,10 @@ import numpy as np
 from conftest import BACKENDS
 from gradstep import _core
 from networks import make_data, make_engine, make_plan
-from test_engine import NETWORKS, train
+from test_engine import RUNS, train
 losses = {
     f"{name} {dtype}": train(name, dtype, epochs=2)[0]
-    for name in NETWORKS for dtype in ("float32", "float64")
+    for name in RUNS for dtype in ("float32", "float64")
 }
 print(json.dumps({"isa": _core.isa, "losses": losses}))
 """
@@ -52,7 +60,7 @@ print(json.dumps({"isa": _core.isa, "losses": losses}))
 
 def train(name, dtype="float32", epochs=2, rows=None):
     """Losses and final state of a short training run."""
-    widths, n, batch_size = NETWORKS[name]
+    widths, n, batch_size = RUNS[name]
     plan = make_plan(widths, "tanh", "mse", "adam", dtype, l2=1e-4)
     X, y, weight = make_data(plan, rows or n)
     engine = make_engine(BACKENDS["cpp"], plan)
@@ -108,7 +116,7 @@ def test_a_forced_instruction_set_runs_and_agrees_with_the_reference(isa):
     assert result["isa"] == isa
     for key, losses in result["losses"].items():
         name, dtype = key.split()
-        widths, n, batch_size = NETWORKS[name]
+        widths, n, batch_size = RUNS[name]
         plan = make_plan(widths, "tanh", "mse", "adam", dtype, l2=1e-4)
         X, y, weight = make_data(plan, n)
         reference = make_engine(BACKENDS["numpy"], plan).train(
@@ -131,7 +139,7 @@ def test_an_unknown_instruction_set_is_an_error_that_names_the_valid_ones():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", RUNS)
 def test_training_has_the_same_bits_for_1_2_and_4_threads(name, dtype, threads):
     runs = []
     for count in (1, 2, 4):

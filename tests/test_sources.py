@@ -373,6 +373,29 @@ def test_accumulated_batches_all_have_weights_or_none(accumulate):
         make().fit(listed, epochs=1, accumulate=accumulate, verbose=0)
 
 
+@pytest.mark.parametrize("settings", [{"accumulate": 2}, {"batch_size": 32}])
+def test_batches_that_are_put_together_are_alike(settings):
+    def loss(y, outputs, weight):
+        return weight @ ((outputs - y[:, :1]) ** 2).sum(axis=1), 2 * weight[:, None] * (outputs - y[:, :1])
+
+    for second, words in (
+        ((X, Y[:, :1]), r"batch 1: rows of y must have shape \(2,\) as in the first batch, got \(1,\)"),
+        ((X, Y, WEIGHT), "batch 1: either all batches must have sample weights or none"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make(loss=loss).fit([(X, Y), second], epochs=1, verbose=0, **settings)
+
+
+def test_an_epoch_of_weights_of_zero_trains_on_nothing_and_says_so(backend):
+    net = make(backend, outputs=3, loss="cross_entropy")
+    net.prepare(X, LABELS)
+    before = net.parameters()
+    with pytest.raises(ValueError, match="the sample weights of an epoch must not be all zero"):
+        net.fit([(X, np.minimum(LABELS, 1))], epochs=1, class_weight={0: 0, 1: 0}, verbose=0)
+    for name, value in net.parameters().items():
+        np.testing.assert_array_equal(value, before[name])
+
+
 def test_accumulated_batches_may_come_in_the_same_arrays():
     def refilled():
         x, y = np.empty((100, 4), np.float32), np.empty((100, 2), np.float32)
@@ -404,8 +427,10 @@ def test_a_class_without_rows_when_they_were_counted_is_named():
         asked.append(0)
         yield X, np.minimum(LABELS, 1 if len(asked) == 1 else 2)
 
-    with pytest.raises(ValueError, match="batch 0: y has the class 2, which had no rows when"):
-        make(outputs=3, loss="cross_entropy").fit(changing, epochs=1, class_weight="balanced", verbose=0)
+    net = make(outputs=3, loss="cross_entropy")
+    net.classes = ["low", "middle", "high"]
+    with pytest.raises(ValueError, match="batch 0: y has the class high, which had no rows when"):
+        net.fit(changing, epochs=1, class_weight="balanced", verbose=0)
 
 
 def test_batches_that_cannot_be_counted_are_named():

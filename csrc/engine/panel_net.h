@@ -182,19 +182,19 @@ public:
             forward_panels(ws, x, theta, l, 0, panels(this->plan_.layers[l].n_out), 0, rows);
     }
 
-    // Rows [r0, r1) of output panels [o0, o1) of one layer, activation included. Blocks of rows and depth
-    // keep a block of the input in the second-level cache while weights stream by.
+    // Rows [r0, r1) of output panels [o0, o1) of one layer, activation included.
     void forward_panels(const Workspace<T>& ws, const T* x, const T* theta, std::size_t l, ptrdiff_t o0, ptrdiff_t o1,
                         ptrdiff_t r0, ptrdiff_t r1) const {
         if (!this->plan_.layers[l].is_dense()) return other_panels(ws, x, theta, l, o0, o1, r0, r1);
-        if (r1 - r0 <= kFewRows) return few_rows(ws, x, theta, l, o0, o1, r0, r1 - r0);
         dense_panels(ws, x, theta, l, o0, o1, r0, r1, [](ptrdiff_t, ptrdiff_t, ptrdiff_t) {});
     }
 
-    // The same of a dense layer; done(o, r, rows) is called with rows of a panel that are still in the cache.
+    // The same of a dense layer; done(o, r, rows) is called with rows of a panel that are still in the cache. Blocks of
+    // rows and depth keep a block of the input in the second-level cache while weights stream by.
     template <class Done>
     void dense_panels(const Workspace<T>& ws, const T* x, const T* theta, std::size_t l, ptrdiff_t o0, ptrdiff_t o1,
                       ptrdiff_t r0, ptrdiff_t r1, const Done& done) const {
+        if (r1 - r0 <= kFewRows) return few_rows(ws, x, theta, l, o0, o1, r0, r1 - r0, done);
         const LayerPlan& d = this->plan_.layers[l];
         const LayerParameters& at = this->layout_.layers[l];
         const T* in = input(ws, x, l);
@@ -222,30 +222,6 @@ public:
                     done(o, r, rows);
                 }
         }
-    }
-
-    // The same of at most kFewRows rows from r on.
-    void few_rows(const Workspace<T>& ws, const T* x, const T* theta, std::size_t l, ptrdiff_t o0, ptrdiff_t o1,
-                  ptrdiff_t r, ptrdiff_t rows) const {
-        const LayerPlan& d = this->plan_.layers[l];
-        const LayerParameters& at = this->layout_.layers[l];
-        const ptrdiff_t block = P_ * P_;
-        this->k_.product_few_rows[v_]({.product = {.rows = rows,
-                                                   .depth = d.n_in,
-                                                   .a = input(ws, x, l) + r * P_,
-                                                   .a_segment = ws.rows * P_,
-                                                   .b = theta + at.weights + o0 * block,
-                                                   .b_segment = panels(d.n_out) * block,
-                                                   .c = ws.z[l] + (o0 * ws.rows + r) * P_,
-                                                   .init = Init::bias,
-                                                   .bias = theta + at.biases + o0 * P_,
-                                                   .ahead = {},
-                                                   .ahead_segment = 0,
-                                                   .half = false},
-                                       .panels = o1 - o0,
-                                       .b_panel = block,
-                                       .c_panel = ws.rows * P_});
-        for (ptrdiff_t o = o0; o < o1; ++o) activate(ws, l, o, r, rows);
     }
 
     const T* outputs_in_lanes(const Workspace<T>& ws, ptrdiff_t rows) const override {
@@ -539,6 +515,28 @@ private:
         if (drops(ws, l))
             return this->k_.drop_backward(drop_key(ws, l), this->activation(l), ws.z[l] + at, ws.a[l] + at, delta, n);
         if (this->activation(l).backward) this->activation(l).backward(ws.z[l] + at, ws.a[l] + at, delta, n);
+    }
+
+    // dense_panels of at most kFewRows rows from r on.
+    template <class Done>
+    void few_rows(const Workspace<T>& ws, const T* x, const T* theta, std::size_t l, ptrdiff_t o0, ptrdiff_t o1,
+                  ptrdiff_t r, ptrdiff_t rows, const Done& done) const {
+        const LayerPlan& d = this->plan_.layers[l];
+        const LayerParameters& at = this->layout_.layers[l];
+        this->k_.product_few_rows[v_]({.rows = rows,
+                                       .depth = d.n_in,
+                                       .a = input(ws, x, l) + r * P_,
+                                       .a_segment = ws.rows * P_,
+                                       .b = theta + at.weights + o0 * P_ * P_,
+                                       .b_segment = panels(d.n_out) * P_ * P_,
+                                       .c = ws.z[l] + (o0 * ws.rows + r) * P_,
+                                       .c_panel = ws.rows * P_,
+                                       .bias = theta + at.biases + o0 * P_,
+                                       .panels = o1 - o0});
+        for (ptrdiff_t o = o0; o < o1; ++o) {
+            activate(ws, l, o, r, rows);
+            done(o, r, rows);
+        }
     }
 
     void weight_gradient(const Workspace<T>& ws, const T* x, std::size_t l, ptrdiff_t i, ptrdiff_t o, ptrdiff_t rows,

@@ -1,16 +1,15 @@
-// Products of few rows. A tile of product.h has too few sums then: every multiply-add waits for the one before it. Here
-// panels are computed side by side. Every sum runs in the same order, so that the bits are the same.
+// Products of few rows. In a tile of product.h every multiply-add would wait for the one before it; here panels are
+// computed side by side. Every sum runs in the same order, so that the bits are the same.
 #pragma once
 #include "kernels/product.h"
 
 namespace {
 
 using gradstep::FewRows;
-using gradstep::kFewRows;
 
-// M rows and N panels side by side.
+// M rows, and N panels side by side.
 template <class T, int M, int N, int PV>
-inline void side_by_side(const Product<T>& p, ptrdiff_t b_panel, ptrdiff_t c_panel) {
+inline void side_by_side(const FewRows<T>& p) {
     constexpr ptrdiff_t P = kPanel<T, PV>;
     Vec<T> acc[M][N * PV];
 #pragma GCC unroll 4
@@ -26,35 +25,34 @@ inline void side_by_side(const Product<T>& p, ptrdiff_t b_panel, ptrdiff_t c_pan
                 const Vec<T> scalar = splat(a[m * P + k]);
 #pragma GCC unroll 8
                 for (int v = 0; v < N * PV; ++v)
-                    acc[m][v] = fma(scalar, load(b + v / PV * b_panel + k * P + v % PV * kLanes<T>), acc[m][v]);
+                    acc[m][v] = fma(scalar, load(b + v / PV * P * P + k * P + v % PV * kLanes<T>), acc[m][v]);
             }
     }
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
-        for (int v = 0; v < N * PV; ++v) store(p.c + v / PV * c_panel + m * P + v % PV * kLanes<T>, acc[m][v]);
+        for (int v = 0; v < N * PV; ++v) store(p.c + v / PV * p.c_panel + m * P + v % PV * kLanes<T>, acc[m][v]);
 }
 
-// As many times N panels as there are, then half as many side by side, and so on.
+// N panels at a time while there are so many, then half as many, and so on.
 template <class T, int M, int N, int PV>
-inline void panels_of(Product<T> p, ptrdiff_t panels, ptrdiff_t b_panel, ptrdiff_t c_panel) {
-    for (; panels >= N; panels -= N) {
-        side_by_side<T, M, N, PV>(p, b_panel, c_panel);
-        p.b += N * b_panel;
-        p.c += N * c_panel;
-        p.bias += N * kPanel<T, PV>;
+inline void panels_of(FewRows<T> p) {
+    constexpr ptrdiff_t P = kPanel<T, PV>;
+    for (; p.panels >= N; p.panels -= N) {
+        side_by_side<T, M, N, PV>(p);
+        p.b += N * P * P;
+        p.c += N * p.c_panel;
+        p.bias += N * P;
     }
     if constexpr (N > 1)
-        if (panels > 0) panels_of<T, M, N / 2, PV>(p, panels, b_panel, c_panel);
+        if (p.panels > 0) panels_of<T, M, N / 2, PV>(p);
 }
 
 template <class T, int PV>
-void product_few_rows(const FewRows<T>& f) noexcept {
-    static_assert(kFewRows == 2);
-    if (f.product.rows == 1)
-        panels_of<T, 1, 8 / PV, PV>(f.product, f.panels, f.b_panel, f.c_panel);
-    else
-        panels_of<T, 2, 4 / PV, PV>(f.product, f.panels, f.b_panel, f.c_panel);
+void product_few_rows(const FewRows<T>& p) noexcept {
+    static_assert(gradstep::kFewRows == 2);
+    if (p.rows == 1) panels_of<T, 1, 8 / PV, PV>(p);
+    if (p.rows == 2) panels_of<T, 2, 4 / PV, PV>(p);
 }
 
 }  // namespace

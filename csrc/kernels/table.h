@@ -48,15 +48,23 @@ struct Product {
     bool half;  // only the first of two vectors has columns of its own; the other one becomes zero
 };
 
-// The rows of a product that leave the units waiting where one panel is computed after the other.
+// Up to so many rows have fewer sums in a panel than multiply-adds that the units work on at a time.
 constexpr ptrdiff_t kFewRows = 2;
 
-// A product in row panels of kFewRows rows or less with several panels: b and c of each lie b_panel and c_panel behind
-// those of the one before it. From the bias on; nothing is fetched ahead.
+// C = bias + A B of at most kFewRows rows, A in row panels, over several panels of B and C: their blocks of B lie one
+// behind the other in each segment of the depth. A last panel that is half full is computed whole, its pads with
+// weights of zero.
 template <class T>
 struct FewRows {
-    Product<T> product;  // of the first panel
-    ptrdiff_t panels, b_panel, c_panel;
+    ptrdiff_t rows, depth;
+    const T* a;
+    ptrdiff_t a_segment;
+    const T* b;
+    ptrdiff_t b_segment;
+    T* c;
+    ptrdiff_t c_panel;
+    const T* bias;
+    ptrdiff_t panels;
 };
 
 // z and a are the same memory unless needs_z. The identity has null functions.

@@ -35,7 +35,8 @@ class TrainingState:
     callbacks: tuple[Callback, ...] = ()
     """All callbacks of this call of `fit`, in the order in which they are called."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """What else `fit` was given: "rows" (their number), "batch_size", "shuffle", "schedule"."""
+    """What else `fit` was given: "rows" (their number), "accumulate", "shuffle", "schedule", and "batch_size"
+    (the rows of an update, or None where the batches of an iterable are updates)."""
     note: Callable[[str], None] = field(default_factory=lambda: _say_nothing)
     """Shows a sentence with the progress, or nothing where `fit` is silent."""
 

@@ -64,11 +64,20 @@ class Classes:
         """Rows of every class, (classes,)."""
         return np.bincount(self.labels(y), minlength=self.count)
 
+    def name_of(self, number: int) -> str:
+        """What the user calls a class."""
+        if self.kind == "signs":
+            return ("-1", "1")[number]
+        return str(self._own_names()[number]) if self._own_names() else str(number)
+
+    def _own_names(self) -> Sequence[str]:
+        """A name for every class, or none."""
+        return self.names if self.names is not None and len(self.names) == self.count else ()
+
     def numbers(self) -> dict[Any, int]:
         """Numbers of the classes by all that they may be called."""
         numbers: dict[Any, int] = {number: number for number in range(self.count)}
-        if self.names is not None and len(self.names) == self.count:
-            numbers.update({name: number for number, name in enumerate(self.names)})
+        numbers.update({name: number for number, name in enumerate(self._own_names())})
         if self.kind == "signs":
             numbers[-1] = 0
         return numbers
@@ -96,12 +105,14 @@ class ClassWeights:
         self, class_weight: Mapping[Any, float] | str, classes: Classes, count_rows: Callable[[], Array]
     ) -> None:
         self._classes = classes
+        self._is_counted: Array | None = None
+        """Of every class: whether it had rows; None where nobody counted."""
         if isinstance(class_weight, str):
             if class_weight != "balanced":
                 raise ValueError(f"class_weight must be 'balanced' or a dict, got {class_weight!r}")
             rows = count_rows()
-            weights: Array = rows.sum() / max(np.count_nonzero(rows), 1) / np.maximum(rows, 1)
-            self._weights = np.where(rows > 0, weights, np.nan)
+            self._weights: Array = rows.sum() / max(np.count_nonzero(rows), 1) / np.maximum(rows, 1)
+            self._is_counted = rows > 0
             return
         if not isinstance(class_weight, Mapping):
             raise TypeError(f"class_weight must be 'balanced' or a dict, got {type(class_weight).__name__}")
@@ -133,7 +144,7 @@ class ClassWeights:
         Raises
         ------
         ValueError
-            If a class had no rows when they were counted.
+            If a class had no rows when they were counted, or a weight is too small or large for a part.
         """
         weight = check_weight_part(self._product(y, sample_weight), dtype, len(y), _PRODUCT)
         assert weight is not None
@@ -141,10 +152,11 @@ class ClassWeights:
 
     def _product(self, y: Array, sample_weight: Any) -> Array:
         labels = self._classes.labels(y)
+        if self._is_counted is not None and not self._is_counted[labels].all():
+            number = int(labels[~self._is_counted[labels]][0])
+            name = self._classes.name_of(number)
+            raise ValueError(f"y has the class {name}, which had no rows when the classes were counted")
         factors = self._weights[labels]
-        if np.isnan(factors).any():
-            number = labels[np.isnan(factors)][0]
-            raise ValueError(f"y has the class {number}, which had no rows when the classes were counted")
         if sample_weight is None:
             return factors
         return factors * as_numbers("sample_weight", sample_weight).astype(np.float64)

@@ -51,7 +51,7 @@ def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
     return given
 
 
-def check_alone(source: Any, y: Any, sample_weight: Any, sampling: str) -> None:
+def check_source(source: Any, y: Any, sample_weight: Any, sampling: str) -> None:
     """Refuse what a source brings with it, or cannot have, and a source without rows."""
     if isinstance(source, Source) and len(source) == 0:
         raise ValueError("the source must have at least one row, got none")

@@ -19,10 +19,10 @@ from gradstep.backends.numpy.propagation import trace as reference_trace
 from gradstep.callbacks import Callback
 from gradstep.class_weights import Classes, ClassWeights
 from gradstep.fit_arguments import (
-    check_alone,
     check_callbacks,
     check_fit_schedule,
     check_lbfgs,
+    check_source,
     check_total,
 )
 from gradstep.history import History, history_names
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from gradstep.schedules import ScheduleLike
 
 MOST_ACCUMULATED = 1_000_000
-"""Batches of one update."""
+"""Batches of one update; more are a slip, and would ask for all their memory at once."""
 
 SAMPLING = ("all", "balanced")
 """Which rows an epoch visits."""
@@ -472,7 +472,7 @@ class Network:
             If X or y is not as `fit` needs it.
         """
         if isinstance(X, Source):
-            check_alone(X, y, None, "all")
+            check_source(X, y, None, "all")
             self._prepare_from(X)
             return
         source = self._encoded(X)
@@ -581,7 +581,7 @@ class Network:
             X = self._check_inputs(piece.X, n_in=n_in)
             y = self._check_y(piece.y, len(X))
             weight = check_weight_part(piece.weight, self.dtype, len(X))
-            if class_weights is not None:
+            if class_weights is not None:  # times the weights as they were given, before any rounding
                 weight = class_weights.part_weight(y, piece.weight, self.dtype)
             return Rows(X, y, weight)
 
@@ -659,11 +659,11 @@ class Network:
         validation_data : tuple, optional
             (X, y) or (X, y, sample_weight), evaluated after every epoch.
         accumulate : int, default 1
-            Batches whose gradients are averaged, by the sums of their weights, before one update; the rest at
-            the end of an epoch makes an update of its own. It is the update of one batch of so many rows more
-            (the engine takes the rows of any batch in parts, but for `BatchNorm` and losses that are Python
-            functions, which see them together), so that schedules and the optimizer's step count go by
-            updates.
+            Batches, up to a million, whose gradients are averaged, by the sums of their weights, before one
+            update; the rest at the end of an epoch makes an update of its own. It is the update of one batch
+            of so many rows more (the engine takes the rows of any batch in parts, but for `BatchNorm` and
+            losses that are Python functions, which see them together), so that schedules and the optimizer's
+            step count go by updates.
         shuffle : bool, default True
             Visit the rows in a new order every epoch, which depends on seed and epoch alone.
         sampling : {"all", "balanced"}
@@ -707,7 +707,7 @@ class Network:
             rows: Rows | Feed
             whole: Rows | None = None  # the rows, where they are at hand
             if y is None or isinstance(X, Source):
-                check_alone(X, y, sample_weight, sampling)
+                check_source(X, y, sample_weight, sampling)
                 self._check_streamable(metrics, validation_data)
                 source = X if isinstance(X, Source) else Batches(X, epochs)
                 weights = None if class_weight is None else self._class_weights_of(source, class_weight)
@@ -741,7 +741,8 @@ class Network:
             job = Job(
                 rows=rows,
                 epochs=epochs,
-                batch_size=rows.batch_size if isinstance(rows, Feed) else batch_size or 1,
+                batch_size=rows.batch_size if isinstance(rows, Feed) else batch_size or 0,
+                accumulate=accumulate,
                 shuffle=shuffle,
                 measure=self._measure(engine, checked, measured, validation),
                 callbacks=callbacks,

@@ -44,7 +44,7 @@ class Feed(ABC):
     rows: int = 0
     """Rows of the newest epoch."""
     batch_size: int
-    """Rows of an update, or the batches that are put together for one."""
+    """Rows of an update; 0 where batches come as they are."""
 
     @abstractmethod
     def train(self, engine: Engine, epoch: int, rates: Rates) -> TrainResult:
@@ -116,6 +116,9 @@ class _PartedFeed(Feed):
         except BaseException:
             _restore(engine, kept)
             raise
+        if failed is None and mean.weights == 0:
+            _restore(engine, kept)
+            raise ValueError("the sample weights of an epoch must not be all zero")
         if failed is None:
             self.rows = mean.rows
             return TrainResult([mean.value()])
@@ -144,18 +147,21 @@ def _restore(engine: Engine, kept: tuple[Parameters, Parameters] | None) -> None
         engine.set_optimizer_state(kept[1])
 
 
-_MIXED_WEIGHTS = "either all batches must have sample weights or none"
+class _Alike:
+    """Refuses rows that cannot be put together with those of the first piece."""
 
+    def __init__(self) -> None:
+        self._first: tuple[bool, tuple[int, ...]] | None = None
 
-def _check_alike(piece: Piece, rows: Rows, first: Rows) -> None:
-    """Refuse a batch that cannot be put together with those before it."""
-    if (rows.weight is None) != (first.weight is None):
-        raise ValueError(f"{piece.place}: {_MIXED_WEIGHTS}")
-    if rows.y.shape[1:] != first.y.shape[1:]:
-        raise ValueError(
-            f"{piece.place}: rows of y must have shape {first.y.shape[1:]} as in the first batch, "
-            f"got {rows.y.shape[1:]}"
-        )
+    def check(self, piece: Piece, rows: Rows) -> None:
+        found = rows.weight is not None, rows.y.shape[1:]
+        self._first = first = self._first or found
+        if found[0] != first[0]:
+            raise ValueError(f"{piece.place}: either all batches must have sample weights or none")
+        if found[1] != first[1]:
+            raise ValueError(
+                f"{piece.place}: rows of y must have shape {first[1]} as in the first batch, got {found[1]}"
+            )
 
 
 class BatchFeed(_PartedFeed):
@@ -172,23 +178,22 @@ class BatchFeed(_PartedFeed):
     """
 
     def __init__(self, batches: Batches, check: Check, accumulate: int) -> None:
-        self._batches, self._check, self.batch_size = batches, check, accumulate
+        self._batches, self._check, self._accumulate, self.batch_size = batches, check, accumulate, 0
         length = batches.length()
         self.steps = None if length is None else -(-length // accumulate)
 
     def _updates(self) -> Iterator[Rows]:
         """The rows of every update."""
-        if self.batch_size == 1:
+        if self._accumulate == 1:
             yield from map(self._check, self._batches.pieces())
             return
-        first, together = None, []
+        alike, together = _Alike(), []
         for number, piece in enumerate(self._batches.pieces(), start=1):
             rows = self._check(piece)
-            first = first or rows
-            _check_alike(piece, rows, first)
+            alike.check(piece, rows)
             # The iterable may fill the same arrays anew.
             together.append(Rows(*(None if a is None else a.copy() for a in rows)))  # type: ignore[arg-type]
-            if number % self.batch_size == 0:
+            if number % self._accumulate == 0:
                 yield _joined(together)
                 together = []
         if together:
@@ -236,8 +241,6 @@ class _Buffer:
             self.rows = Rows(*(None if a is None else self._room(a) for a in rows))  # type: ignore[arg-type]
         count = min(len(rows.X) - start, self.capacity - self.used)
         for room, array in zip(self.rows, rows, strict=True):
-            if (room is None) != (array is None):
-                raise ValueError(_MIXED_WEIGHTS)
             if room is not None and array is not None:
                 room[self.used : self.used + count] = array[start : start + count]
         self.used += count
@@ -307,11 +310,12 @@ class WindowFeed(_PartedFeed):
 
     def _fill(self, epochs: range) -> Iterator[_Window]:
         """All windows of epochs by their numbers over the network's life, in two buffers by turns."""
-        buffer, other = _Buffer(self.window_rows), _Buffer(self.window_rows)
+        buffer, other, alike = _Buffer(self.window_rows), _Buffer(self.window_rows), _Alike()
         for epoch in epochs:
             number = 0
             for piece in self._pieces(epoch):
                 rows, start = self.check(piece), 0
+                alike.check(piece, rows)
                 while start < len(rows.X):
                     if buffer.used == buffer.capacity:
                         yield _Window(buffer.take(), number, last=False)

@@ -50,6 +50,7 @@ class Job:
     """Rows in memory, or what trains epoch by epoch on others."""
     epochs: int
     batch_size: int
+    """Rows of an update; 0 where batches come as they are."""
     shuffle: bool
     measure: Callable[[], dict[str, float]] | None
     """What the history holds beside the loss, computed after every epoch, or None without it."""
@@ -57,6 +58,7 @@ class Job:
     metric_names: tuple[str, ...]
     """What the history will hold."""
     verbose: int
+    accumulate: int = 1
     schedule: ScheduleLike = None
     """Factors of the learning rate, update by update."""
     note: str | None = None
@@ -233,7 +235,8 @@ class Training:
             callbacks=self.callbacks,
             arguments={
                 "rows": len(job.rows.X) if isinstance(job.rows, Rows) else None,
-                "batch_size": job.batch_size,
+                "accumulate": job.accumulate,
+                "batch_size": job.batch_size or None,
                 "shuffle": job.shuffle,
                 "schedule": job.schedule,
             },
