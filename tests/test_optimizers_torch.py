@@ -147,6 +147,18 @@ def test_a_frozen_layer_takes_no_part_in_the_norm(backend):
     _assert_same(net, model)
 
 
+def _train_both(net, model, theirs, averaging, averaged):
+    """All steps, each an epoch, with PyTorch's average after those that count."""
+    first = averaging.start if isinstance(averaging, gs.SWA) else 1
+    for epoch in range(1, STEPS + 1):
+        theirs.zero_grad()
+        _loss(model).backward()
+        theirs.step()
+        if epoch >= first:
+            averaged.update_parameters(model)
+    net.fit(X, Y, epochs=STEPS, batch_size=len(X), verbose=0)
+
+
 def test_averages_are_those_of_pytorch(backend):
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -156,13 +168,7 @@ def test_averages_are_those_of_pytorch(backend):
     ):
         net, model = _pair(gs.SGD(0.1), backend, averaging=averaging)
         theirs, averaged = torch.optim.SGD(model.parameters(), 0.1), average(model)
-        for epoch in range(1, STEPS + 1):
-            theirs.zero_grad()
-            _loss(model).backward()
-            theirs.step()
-            if not isinstance(averaging, gs.SWA) or epoch >= averaging.start:
-                averaged.update_parameters(model)
-        net.fit(X, Y, epochs=STEPS, batch_size=len(X), verbose=0)
+        _train_both(net, model, theirs, averaging, averaged)
         _assert_same(net, averaged.module)
 
 
@@ -183,13 +189,7 @@ def test_averaged_statistics_are_those_of_pytorch(backend, averaging):
     theirs = torch.optim.SGD(model.parameters(), 0.1)
     mean_of = {} if isinstance(averaging, gs.SWA) else {"multi_avg_fn": get_ema_multi_avg_fn(0.9)}
     averaged = AveragedModel(model, use_buffers=True, **mean_of)
-    for epoch in range(1, STEPS + 1):
-        theirs.zero_grad()
-        _loss(model).backward()
-        theirs.step()
-        if not isinstance(averaging, gs.SWA) or epoch >= averaging.start:
-            averaged.update_parameters(model)
-    net.fit(X, Y, epochs=STEPS, batch_size=len(X), verbose=0)
+    _train_both(net, model, theirs, averaging, averaged)
     mean, variance = averaged.module[1].running_mean, averaged.module[1].running_var
     np.testing.assert_allclose(net.parameters()["batch_norm_0.mean"], mean, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(net.parameters()["batch_norm_0.variance"], variance, rtol=1e-6)

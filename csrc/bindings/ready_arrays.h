@@ -1,7 +1,6 @@
 // Whether small arrays can be used as they are: a fraction of what the same checks cost in Python, where they took
 // longer than the prediction of a row.
 #pragma once
-#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
 #include <algorithm>

@@ -99,7 +99,7 @@ class _Mean:
         self.rows += len(rows.X)
 
     def value(self) -> float:
-        return self.losses / self.weights if self.weights > 0 else 0.0
+        return self.losses / self.weights
 
 
 class _PartedFeed(Feed):
@@ -111,14 +111,13 @@ class _PartedFeed(Feed):
         mean = _Mean()
         try:
             failed = self._train_parts(engine, epoch, rates, mean)
+            if failed is None and mean.weights == 0:
+                raise ValueError("the sample weights of an epoch must not be all zero")
         except KeyboardInterrupt:
             raise
         except BaseException:
             _restore(engine, kept)
             raise
-        if failed is None and mean.weights == 0:
-            _restore(engine, kept)
-            raise ValueError("the sample weights of an epoch must not be all zero")
         if failed is None:
             self.rows = mean.rows
             return TrainResult([mean.value()])
