@@ -1,4 +1,4 @@
-"""Networks of many outputs in the compiled engine: losses on panels, errors in place of outputs."""
+"""Outputs in the compiled engine: losses on panels, errors in place of outputs, one output in one pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ pytestmark = pytest.mark.skipif("cpp" not in BACKENDS, reason="the compiled core
 
 # Chunks of rows, and layer by layer; the last panels are partly filled.
 MANY = {"rows": (40, 130, 150, 38), "layers": (30, 60, 2054)}
-ROWS = 301  # no multiple of anything
+# One output of a tiny network, of which the last layer and the loss are one pass; of five inputs they are not.
+ONE = {"line": (1, 1), "plane": (4, 1), "five": (5, 1), "one layer below": (3, 2, 1), "two": (2, 9, 3, 1)}
+ROWS = 301  # no multiple of anything, and more than a tile
 
 
 def engines_of(plan):
@@ -44,6 +46,16 @@ def test_every_loss_takes_the_references_steps(widths, loss, output_activation, 
     assert_same_steps(plan, make_data(plan, ROWS), batch_size=221, shuffle=shuffle)
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [name for name, loss in LOSSES.items() if loss.targets != "labels" and loss.outputs_per_target == 1],
+)
+@pytest.mark.parametrize("widths", ONE.values(), ids=ONE)
+def test_a_single_output_takes_the_references_steps(widths, loss):
+    plan = make_plan(widths, "tanh", loss, "adam", "float64", l2=1e-3)
+    assert_same_steps(plan, make_data(plan, ROWS), batch_size=290)
+
+
 @pytest.mark.parametrize("widths", MANY.values(), ids=MANY)
 def test_every_output_has_its_own_option(widths):
     quantiles = tuple(np.linspace(0.05, 0.95, widths[-1]))
@@ -56,7 +68,9 @@ def test_a_batch_of_more_rows_than_a_pass_takes_the_references_steps():
     assert_same_steps(plan, make_data(plan, 4500), batch_size=4500)
 
 
-@pytest.mark.parametrize("widths", [*MANY.values(), (50, 2000)], ids=[*MANY, "one layer"])
+@pytest.mark.parametrize(
+    "widths", [*MANY.values(), (50, 2000), *ONE.values()], ids=[*MANY, "one layer", *ONE]
+)
 def test_gradients_are_the_references_also_of_the_inputs(widths):
     plan = make_plan(widths, "tanh", "huber", dtype="float64")
     X, y, weight = make_data(plan, ROWS)

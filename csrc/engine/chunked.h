@@ -144,26 +144,12 @@ private:
             if (kept_.empty()) gather(tile, in);
             end_phase(ws.laps, Phase::gather);
             ws.drop = drop.at(tile.first - b.first);
-            net_.forward(ws, in.x, theta, tile.rows);
-            end_phase(ws.laps, Phase::forward);
-            loss += loss_of(tile.rows, in, ws, scale);
-            end_phase(ws.laps, Phase::loss);
-            net_.backward(ws, in.x, theta, tile.rows, gradient, t > 0, input_gradient != nullptr);
+            loss += net_.gradient(ws, in, theta, tile.rows, {scale, gradient, t > 0, input_gradient != nullptr});
             if (input_gradient)
                 net_.copy_input_gradient(ws, tile.rows, input_gradient + (tile.first - b.first) * net_.plan().n_in());
         }
         net_.finish_gradient(ws, gradient);
         losses_[static_cast<std::size_t>(c)] = loss;
-    }
-
-    double loss_of(int64_t rows, const TileInputs<T>& in, const Workspace<T>& ws, T scale) const {
-        LossBatch<T> batch = net_.loss_batch(rows, net_.tile_stride(rows, tile_));
-        batch.z = net_.outputs_in_lanes(ws, rows);
-        batch.y = in.y;
-        batch.weight = in.weight;
-        batch.delta = ws.lanes_delta;
-        batch.scale = scale;
-        return net_.loss().value(batch);
     }
 
     const Net<T>& net_;

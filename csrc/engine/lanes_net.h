@@ -24,6 +24,9 @@ public:
             at += this->layout_.layers[l].n_biases;
         }
         n_biases_ = at - this->layout_.weights;
+        const LayerPlan& last = plan.layers.back();
+        one_pass_ = last.n_out == 1 && last.n_in <= kFewInputs && !this->activation(this->depth() - 1).forward &&
+                    this->loss_.lanes_output;
         this->layout_.total = static_cast<std::size_t>(this->whole_lanes(static_cast<ptrdiff_t>(at)));
     }
 
@@ -83,17 +86,22 @@ public:
 
     const T* outputs_in_lanes(const Workspace<T>& ws, ptrdiff_t) const override { return ws.lanes_layers.back().a; }
 
-    void backward(const Workspace<T>& ws, const T* x, const T* theta, ptrdiff_t rows, T*, bool keep,
-                  bool input_gradient) const override {
-        LanesPass<T> p = pass(ws, x, theta, rows);
-        p.delta = ws.lanes_delta;
-        p.below[0] = ws.errors[0];
-        p.below[1] = ws.errors[1];
-        p.sums = ws.sums;
-        p.keep = keep;
-        p.input_gradient = input_gradient;
-        p.laps = ws.laps;
-        this->k_.lanes_backward(p);
+    double gradient(const Workspace<T>& ws, const TileInputs<T>& in, const T* theta, ptrdiff_t rows,
+                    const TileGradient<T>& wanted) const override {
+        if (!one_pass_) return Net<T>::gradient(ws, in, theta, rows, wanted);
+        const bool alone = this->depth() == 1;
+        LanesPass<T> below;
+        if (!alone) {
+            below = backward_pass(ws, in.x, theta, rows, wanted);
+            below.depth -= 1;
+            below.delta = output_below(ws);
+            this->k_.lanes_forward(below);
+        }
+        end_phase(ws.laps, Phase::forward);
+        const double loss = this->loss_.lanes_output(output_pass(ws, in, theta, rows, wanted));
+        end_phase(ws.laps, Phase::loss);
+        if (!alone) this->k_.lanes_backward(below);
+        return loss;
     }
 
     void finish_gradient(const Workspace<T>& ws, T* gradient) const override {
@@ -118,6 +126,12 @@ public:
             for (ptrdiff_t c = 0; c < width; ++c) to[r * width + c] = ws.errors[0][c * lanes + r];
     }
 
+protected:
+    void backward(const Workspace<T>& ws, const T* x, const T* theta, ptrdiff_t rows,
+                  const TileGradient<T>& wanted) const override {
+        this->k_.lanes_backward(backward_pass(ws, x, theta, rows, wanted));
+    }
+
 private:
     LanesPass<T> pass(const Workspace<T>& ws, const T* x, const T* theta, ptrdiff_t rows) const {
         return {.layers = ws.lanes_layers.data(),
@@ -127,7 +141,44 @@ private:
                 .lanes = this->whole_lanes(rows)};
     }
 
+    LanesPass<T> backward_pass(const Workspace<T>& ws, const T* x, const T* theta, ptrdiff_t rows,
+                               const TileGradient<T>& wanted) const {
+        LanesPass<T> p = pass(ws, x, theta, rows);
+        p.delta = ws.lanes_delta;
+        p.below[0] = ws.errors[0];
+        p.below[1] = ws.errors[1];
+        p.sums = ws.sums;
+        p.keep = wanted.keep;
+        p.input_gradient = wanted.inputs;
+        p.laps = ws.laps;
+        return p;
+    }
+
+    // Where the last layer's pass leaves dJ/d(its inputs).
+    T* output_below(const Workspace<T>& ws) const { return ws.errors[(this->depth() - 1) % 2]; }
+
+    LanesOutput<T> output_pass(const Workspace<T>& ws, const TileInputs<T>& in, const T* theta, ptrdiff_t rows,
+                               const TileGradient<T>& wanted) const {
+        const std::size_t below = this->depth() - 1;
+        const LanesLayer<T>& last = ws.lanes_layers[below];
+        const ptrdiff_t lanes = this->k_.lanes;
+        return {.inputs = last.inputs,
+                .lanes = this->whole_lanes(rows),
+                .x = below > 0 ? ws.lanes_layers[below - 1].a : in.x,
+                .weights = theta + last.weights,
+                .bias = theta + last.biases,
+                .y = in.y,
+                .weight = in.weight,
+                .scale = wanted.scale,
+                .option = this->loss_option(),
+                .below = below > 0 || wanted.inputs ? output_below(ws) : nullptr,
+                .weight_sums = ws.sums + last.weights * lanes,
+                .bias_sum = ws.sums + last.biases * lanes,
+                .keep = wanted.keep};
+    }
+
     std::size_t n_weights_, n_biases_;
+    bool one_pass_;  // the last layer and the loss
 };
 
 }  // namespace gradstep

@@ -6,7 +6,7 @@
 namespace gradstep {
 
 template <class T>
-constexpr Loss<T> kCustom = {kCustomLoss, false, false, 1, nullptr, nullptr, {}};
+constexpr Loss<T> kCustom = {kCustomLoss, false, false, 1, nullptr, nullptr, {}, nullptr};
 
 template <class T>
 const Loss<T>& loss_of(const Kernels<T>& kernels, const Plan& plan) {
@@ -19,6 +19,23 @@ Net<T>::Net(const Kernels<T>& kernels, const Plan& plan)
     for (const LayerPlan& layer : plan.layers)
         activations_.push_back(&find(kernels.activations, kernels.n_activations, layer.activation));
     for (const double option : plan.loss_option) loss_option_.push_back(static_cast<T>(option));
+}
+
+template <class T>
+double Net<T>::gradient(const Workspace<T>& ws, const TileInputs<T>& in, const T* theta, ptrdiff_t rows,
+                        const TileGradient<T>& wanted) const {
+    forward(ws, in.x, theta, rows);
+    end_phase(ws.laps, Phase::forward);
+    LossBatch<T> batch = loss_batch(rows, tile_stride(rows, ws.rows));
+    batch.z = outputs_in_lanes(ws, rows);
+    batch.y = in.y;
+    batch.weight = in.weight;
+    batch.delta = ws.lanes_delta;
+    batch.scale = wanted.scale;
+    const double loss = loss_.value(batch);
+    end_phase(ws.laps, Phase::loss);
+    backward(ws, in.x, theta, rows, wanted);
+    return loss;
 }
 
 // Weights with all layers padded to whole panels.

@@ -65,6 +65,15 @@ struct Workspace {
     DropStep drop;         // of the tile at work
 };
 
+// What is wanted of a tile: the gradient of scale times its sum of weight * loss.
+template <class T>
+struct TileGradient {
+    T scale;
+    T* to;  // one a parameter: written, or added to when `keep`; complete after finish_gradient
+    bool keep;
+    bool inputs;  // dJ/dx in errors[0], too
+};
+
 struct LayerParameters {
     std::size_t weights, biases;              // offsets in elements; of gain and shift in layers that have these
     std::size_t n_weights = 0, n_biases = 0;  // elements, with pads
@@ -101,10 +110,9 @@ public:
     virtual void forward(const Workspace<T>& ws, const T* x, const T* theta, ptrdiff_t rows) const = 0;
     // Outputs before the link, in lanes, at the returned address.
     virtual const T* outputs_in_lanes(const Workspace<T>& ws, ptrdiff_t rows) const = 0;
-    // From lanes_delta: adds to (keep) or writes the gradient of every parameter; leaves dJ/dx in
-    // errors[0] when asked, for input_gradient.
-    virtual void backward(const Workspace<T>& ws, const T* x, const T* theta, ptrdiff_t rows, T* gradient, bool keep,
-                          bool input_gradient) const = 0;
+    // Forward, loss and backward of a gathered tile; the sum of weight * loss.
+    virtual double gradient(const Workspace<T>& ws, const TileInputs<T>& in, const T* theta, ptrdiff_t rows,
+                            const TileGradient<T>& wanted) const;
     // After the last tile of a chunk.
     virtual void finish_gradient(const Workspace<T>& ws, T* gradient) const = 0;
     // The tile's outputs through the link, row-major (rows, n_out). They are lost.
@@ -131,6 +139,10 @@ public:
     ptrdiff_t y_rows() const { return loss_.takes_labels ? 1 : whole_lanes(targets_); }
 
 protected:
+    // From lanes_delta.
+    virtual void backward(const Workspace<T>& ws, const T* x, const T* theta, ptrdiff_t rows,
+                          const TileGradient<T>& wanted) const = 0;
+
     void link(const T* z, T* to, ptrdiff_t outputs, ptrdiff_t lanes, ptrdiff_t stride) const {
         loss_.link({.z = z, .link = to, .outputs = outputs, .lanes = lanes, .stride = stride, .option = loss_option()});
     }

@@ -229,23 +229,6 @@ public:
         return ws.lanes_z;
     }
 
-    void backward(const Workspace<T>& ws, const T* x, const T* theta, ptrdiff_t rows, T* gradient, bool keep,
-                  bool input_gradient) const override {
-        output_error(ws, ws.lanes_delta, ws.rows, 0, rows);
-        const GradientSink<T> sink{gradient, keep, nullptr, ws.laps};
-        for (std::size_t l = this->depth(); l-- > 0;) {
-            const LayerPlan& d = this->plan_.layers[l];
-            if (!d.is_dense()) {
-                for (ptrdiff_t o = 0; o < panels(d.n_out); ++o) other_gradients(ws, x, theta, l, o, rows, sink);
-                other_errors(ws, theta, l, 0, rows, sink.laps, input_gradient);
-                continue;
-            }
-            const ptrdiff_t first = first_input_error(l, input_gradient);
-            for (ptrdiff_t i = 0; i < panels(d.n_in); ++i)
-                backward_panel(ws, x, theta, l, i, 0, panels(d.n_out), rows, sink, ws.scratch, i >= first);
-        }
-    }
-
     // Of a layer without products: the parameters' gradients of output panel o, and with column normalisation the
     // errors below.
     void other_gradients(const Workspace<T>& ws, const T* x, const T* theta, std::size_t l, ptrdiff_t o, ptrdiff_t rows,
@@ -402,6 +385,24 @@ public:
         for (ptrdiff_t r = 0; r < rows; ++r)
             for (ptrdiff_t c = 0; c < width; ++c)
                 to[r * width + c] = ws.errors[0][c / P_ * ws.rows * P_ + r * P_ + c % P_];
+    }
+
+protected:
+    void backward(const Workspace<T>& ws, const T* x, const T* theta, ptrdiff_t rows,
+                  const TileGradient<T>& wanted) const override {
+        output_error(ws, ws.lanes_delta, ws.rows, 0, rows);
+        const GradientSink<T> sink{wanted.to, wanted.keep, nullptr, ws.laps};
+        for (std::size_t l = this->depth(); l-- > 0;) {
+            const LayerPlan& d = this->plan_.layers[l];
+            if (!d.is_dense()) {
+                for (ptrdiff_t o = 0; o < panels(d.n_out); ++o) other_gradients(ws, x, theta, l, o, rows, sink);
+                other_errors(ws, theta, l, 0, rows, sink.laps, wanted.inputs);
+                continue;
+            }
+            const ptrdiff_t first = first_input_error(l, wanted.inputs);
+            for (ptrdiff_t i = 0; i < panels(d.n_in); ++i)
+                backward_panel(ws, x, theta, l, i, 0, panels(d.n_out), rows, sink, ws.scratch, i >= first);
+        }
     }
 
 private:

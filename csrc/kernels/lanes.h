@@ -183,31 +183,59 @@ void lanes_backward(const LanesPass<T>& p) noexcept {
     }
 }
 
-// Lane j of the result is the sum of v[j]: neighbours exchange lanes and are added, then neighbours of those.
-template <class T, int D = 1>
-inline Vec<T> sums_of_vectors(Vec<T> (&v)[kLanes<T>]) {
+// Ones in the first n lanes' bits.
+template <class T>
+inline Bits<T> first_lanes(int n) {
+    Bits<T> lane{};
+    for (int i = 0; i < kLanes<T>; ++i) lane[i] = i;
+    return lane < n;
+}
+
+template <class T, int D, int... I>
+inline Vec<T> add_neighbours(Vec<T> v, Indices<I...>) {
+    return v + __builtin_shufflevector(v, v, (I ^ D)...);
+}
+
+// Lane j of the result is the sum of v[j % N]: neighbours exchange lanes and are added, then neighbours of those. Once
+// a single vector is left, its lanes are added among themselves, in the same order.
+template <class T, int N, int D = 1>
+inline Vec<T> sums_of_vectors(Vec<T> (&v)[N]) {
+    using Every = typename MakeIndices<kLanes<T>>::Type;
     if constexpr (D == kLanes<T>) {
         return v[0];
     } else {
+        if constexpr (D >= N) v[0] = add_neighbours<T, D>(v[0], Every{});
 #pragma GCC unroll 16
-        for (int i = 0; i < kLanes<T>; i += 2 * D) {
-            exchange<T, D>(v[i], v[i + D], typename MakeIndices<kLanes<T>>::Type{});
+        for (int i = 0; i + D < N; i += 2 * D) {
+            exchange<T, D>(v[i], v[i + D], Every{});
             v[i] += v[i + D];
         }
-        return sums_of_vectors<T, 2 * D>(v);
+        return sums_of_vectors<T, N, 2 * D>(v);
     }
 }
 
-// Sums are stored by whole vectors: the update loads them so, and a load that spans several smaller stores
-// waits until they have left the processor's store queue.
+// At most N sums, by the smallest power of two that holds them: lanes beyond the last are zero. They are stored by
+// whole vectors: the update loads them so, and a load that spans several smaller stores waits until they have left the
+// processor's store queue.
+template <class T, int N = kLanes<T>>
+inline void sum_up_to(const T* acc, ptrdiff_t n, T* to) {
+    if constexpr (N > 1)
+        if (2 * n <= N) return sum_up_to<T, N / 2>(acc, n, to);
+    Vec<T> v[N];
+#pragma GCC unroll 16
+    for (int j = 0; j < N; ++j) v[j] = j < n ? load(acc + j * kLanes<T>) : Vec<T>{};
+    Vec<T> sums = sums_of_vectors<T, N>(v);
+    if constexpr (N < kLanes<T>) sums = from_bits<T>(to_bits<T>(sums) & first_lanes<T>(N));
+    store(to, sums);
+}
+
 template <class T>
 void sum_vectors(const T* acc, ptrdiff_t n, T* to) noexcept {
-    constexpr int L = kLanes<T>;
-    for (ptrdiff_t i = 0; i < n; i += L) {
-        Vec<T> v[L];
-#pragma GCC unroll 16
-        for (int j = 0; j < L; ++j) v[j] = i + j < n ? load(acc + (i + j) * L) : Vec<T>{};
-        store(to + i, sums_of_vectors<T>(v));
+    constexpr ptrdiff_t L = kLanes<T>;
+    for (; n > 0; n -= L) {
+        sum_up_to<T>(acc, n < L ? n : L, to);
+        acc += L * L;
+        to += L;
     }
 }
 

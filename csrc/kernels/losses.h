@@ -3,17 +3,13 @@
 // whatever its outputs are.
 #pragma once
 #include "kernels/elementary.h"
+#include "kernels/lanes_output.h"
 #include "kernels/table.h"
 
 namespace {
 
 using gradstep::LossBatch;
 using gradstep::LossPanel;
-
-template <class T>
-struct ValueAndSlope {
-    Vec<T> value, slope;
-};
 
 // (z - y)^2
 struct SquaredError {
@@ -108,11 +104,6 @@ struct BinaryHinge {
         return {maximum(lack, Vec<T>{}), lack > T(0) ? -y : Vec<T>{}};
     }
 };
-
-template <class T>
-inline Vec<T> weighted(Vec<T> weight, Vec<T> x) {
-    return weight == T(0) ? Vec<T>{} : weight * x;
-}
 
 template <class T, class L>
 double elementwise_loss(const LossBatch<T>& batch) noexcept {
@@ -345,26 +336,27 @@ constexpr gradstep::Loss<T> each_output(const char* name, bool mean, void (*link
             1,
             &elementwise_loss<T, L>,
             link,
-            {&elementwise_panel<T, L, 1>, &elementwise_panel<T, L, 2>}};
+            {&elementwise_panel<T, L, 1>, &elementwise_panel<T, L, 2>},
+            &lanes_output<T, L>};
 }
 
 template <class T>
 constexpr gradstep::Loss<T> kLosses[] = {
     // In the reference's order. Of each_output: name, mean over outputs, link. Of others: name, takes labels, mean over
-    // outputs, outputs a target, value, link, no panels.
+    // outputs, outputs a target, value, link, no passes of their own.
     each_output<T, SquaredError>("mse", true, nullptr),
     each_output<T, AbsoluteError>("mae", true, nullptr),
     each_output<T, HuberError>("huber", true, nullptr),
     each_output<T, QuantileError>("quantile", true, nullptr),
     each_output<T, PoissonDeviance>("poisson", false, &exp_link<T>),
     each_output<T, GammaDeviance>("gamma", false, &exp_link<T>),
-    {"gaussian_nll", false, false, 2, &gaussian_nll<T>, &gaussian_link<T>, {}},
+    {"gaussian_nll", false, false, 2, &gaussian_nll<T>, &gaussian_link<T>, {}, nullptr},
     each_output<T, BinaryCrossEntropy>("binary_cross_entropy", false, &sigmoid_link<T>),
     each_output<T, BinaryFocal>("binary_focal", false, &sigmoid_link<T>),
     each_output<T, BinaryHinge>("binary_hinge", false, nullptr),
-    {"cross_entropy", true, false, 1, &cross_entropy<T>, &softmax_link<T>, {}},
-    {"focal", true, false, 1, &focal<T>, &softmax_link<T>, {}},
-    {"hinge", true, false, 1, &hinge<T>, nullptr, {}},
+    {"cross_entropy", true, false, 1, &cross_entropy<T>, &softmax_link<T>, {}, nullptr},
+    {"focal", true, false, 1, &focal<T>, &softmax_link<T>, {}, nullptr},
+    {"hinge", true, false, 1, &hinge<T>, nullptr, {}, nullptr},
 };
 
 }  // namespace

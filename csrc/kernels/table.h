@@ -102,6 +102,27 @@ struct LossPanel {
     const T* option;  // [columns]
 };
 
+// The last layer of a tiny network, if it has one output, at most kFewInputs inputs and no activation, and a loss that
+// takes each output by itself: one pass over the samples, in lanes, forward and backward.
+constexpr ptrdiff_t kFewInputs = 4;
+
+template <class T>
+struct LanesOutput {
+    ptrdiff_t inputs, lanes;
+    const T* x;        // [inputs][lanes]
+    const T* weights;  // [inputs]
+    const T* bias;
+    const T* y;       // [lanes]
+    const T* weight;  // [lanes]; 0 in lanes beyond the last sample
+    T scale;
+    const T* option;
+    T* below;  // [inputs][lanes]: scale * weight * dloss/dx; null: nobody asks
+    // Vectors of partial sums of the gradient: written, or added to when `keep`.
+    T* weight_sums;  // [inputs]
+    T* bias_sum;
+    bool keep;
+};
+
 template <class T>
 struct Loss {
     const char* name;
@@ -113,6 +134,7 @@ struct Loss {
     // The value of a panel of one and of two vectors, where each output is taken by itself: then the link is a function
     // of z alone. Null where the outputs of a sample are taken together.
     double (*panel[2])(const LossPanel<T>&) noexcept;
+    double (*lanes_output)(const LanesOutput<T>&) noexcept;  // the same of a tiny network's last layer
 };
 
 template <class T>
