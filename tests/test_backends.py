@@ -584,3 +584,20 @@ def test_losses_of_nan_are_nan(backend, widths, position, loss):
     engine.set_parameters({last: biases})
     other = np.full(40, (position + 1) % 3, np.int32)  # the NaN is not the label's own output
     assert np.isnan(engine.evaluate(data.X, other, None))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "amsgrad", "nadam", "rmsprop", "adagrad"])
+def test_float32_updates_are_accurate_for_gradients_of_every_size(backend, reference, optimizer):
+    """Roots may be made of estimates; those of zero and of squares that underflow are among them."""
+    sizes = np.concatenate([[0.0], np.geomspace(1e-30, 1e15, 69)])
+    moved = {}
+    for maker, dtype in ((backend, "float32"), (reference, "float64")):
+        plan = make_plan((len(sizes), 1), "identity", "mse", optimizer, dtype)
+        engine = maker.make_engine(plan)
+        engine.set_parameters(
+            {"dense_0.W": np.zeros((len(sizes), 1), dtype), "dense_0.b": np.zeros(1, dtype)}
+        )
+        data = Data(sizes[None].astype(dtype), np.full((1, 1), -0.5, dtype), None)
+        train(engine, data, 1, learning_rate=1.0)
+        moved[dtype] = engine.parameters()["dense_0.W"][:, 0]
+    np.testing.assert_allclose(moved["float32"], moved["float64"], rtol=2e-6)

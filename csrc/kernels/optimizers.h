@@ -44,7 +44,7 @@ inline void adam_moments(Vec<T> g, States<T>& s, const Hyper<T>& h) {
 // sqrt(v_hat) + epsilon
 template <class T>
 inline Vec<T> adam_root(Vec<T> v, const Hyper<T>& h) {
-    return fma(square_root(v), splat(h.second_correction), splat(h.epsilon));
+    return fma(root(v), splat(h.second_correction), splat(h.epsilon));
 }
 
 // Kingma and Ba 2015, epsilon outside the root; weight_decay is the decoupled one of Loshchilov and
@@ -86,7 +86,7 @@ struct RmsProp {
     template <class T>
     static void update(Vec<T>& theta, Vec<T> g, States<T>& s, const Hyper<T>& h) {
         s[0] = fma(g * g - s[0], splat(T(1) - h.beta2), s[0]);
-        s[1] = fma(s[1], splat(h.momentum), g / (square_root(s[0]) + h.epsilon));
+        s[1] = fma(s[1], splat(h.momentum), g / (root(s[0]) + h.epsilon));
         theta -= h.learning_rate * s[1];
     }
 };
@@ -97,7 +97,7 @@ struct AdaGrad {
     template <class T>
     static void update(Vec<T>& theta, Vec<T> g, States<T>& s, const Hyper<T>& h) {
         s[0] = fma(g, g, s[0]);
-        theta -= h.learning_rate * g / (square_root(s[0]) + h.epsilon);
+        theta -= h.learning_rate * g / (root(s[0]) + h.epsilon);
     }
 };
 

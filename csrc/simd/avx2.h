@@ -25,6 +25,13 @@ inline __m256d square_root(__m256d a) {
     return _mm256_sqrt_pd(a);
 }
 
+inline __m256 root(__m256 a) {
+    return square_root(a);
+}
+inline __m256d root(__m256d a) {
+    return square_root(a);
+}
+
 inline __m256 load_first(const float* p, ptrdiff_t n) {
     const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lanes));

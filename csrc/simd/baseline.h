@@ -36,6 +36,11 @@ inline Double2 square_root(Double2 a) {
     return square_root_by_lane(a);
 }
 
+template <class V>
+inline V root(V a) {
+    return square_root(a);
+}
+
 template <class V, class T>
 inline V load_first_by_lane(const T* p, ptrdiff_t n) {
     V v{};

@@ -14,6 +14,7 @@
 //   kTileRows[NV]       rows of a product's tile whose rows are NV vectors
 //   kLaneRows, kLaneAccumulators, kDotRows, kDotColumns   tiles of kernels/lanes.h
 //   fma, square_root, minimum, maximum                    by lane
+//   root                the square root to a unit in the last place, by what is fastest beside a division
 //   load_first(p, n)    the first n elements and zeros, none for n <= 0; nothing behind them is read
 #if defined(__AVX512F__)
 #include "simd/avx512.h"
