@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif("cpp" not in BACKENDS, reason="the compiled core
 
 # Chunks of rows, and layer by layer; the last panels are partly filled.
 MANY = {"rows": (40, 130, 150, 38), "layers": (30, 60, 2054)}
-# One output of a tiny network, of which the last layer and the loss are one pass; of five inputs they are not.
+# One output of a tiny network: its last layer and the loss are one pass, but for those of five inputs.
 ONE = {"line": (1, 1), "plane": (4, 1), "five": (5, 1), "one layer below": (3, 2, 1), "two": (2, 9, 3, 1)}
 ROWS = 301  # no multiple of anything, and more than a tile
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/batch.h"
+#include "engine/network_update.h"
 #include "engine/threads.h"
 
 namespace gradstep {
@@ -83,10 +84,9 @@ public:
         return loss;
     }
 
-    const T* gradient() const { return gradients_; }
-    T* gradient() { return gradients_; }
-    int parts() const { return used_parts_; }
-    ptrdiff_t part_stride() const { return static_cast<ptrdiff_t>(net_.parameters().total); }
+    GradientParts<T> gradient() const {
+        return {gradients_, static_cast<ptrdiff_t>(net_.parameters().total), used_parts_};
+    }
 
 private:
     static constexpr int kMostChunks = 16;

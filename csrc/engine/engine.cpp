@@ -3,7 +3,6 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
-#include <numeric>
 
 #include "engine/dispatch.h"
 
@@ -19,24 +18,6 @@ constexpr std::size_t kMostRemembered = std::size_t{8} << 20;
 constexpr int64_t kCheckpointSteps = 64;
 
 constexpr int64_t kPredictedRows = 8192;  // between two looks at should_stop
-
-constexpr ptrdiff_t kUpdateSlice = 16 * 1024;  // elements that one task updates, at most
-constexpr ptrdiff_t kLeastUpdateSlice = 2 * 1024;
-constexpr int kSharedSlices = 4;  // more of them are worth a second thread
-
-int slices(ptrdiff_t n) {
-    return static_cast<int>((n + kUpdateSlice - 1) / kUpdateSlice);
-}
-
-// n elements in slices, on several threads where there are enough of them.
-template <class F>
-void for_slices(ptrdiff_t n, int threads, F&& f) {
-    const int tasks = slices(n);
-    parallel_for(tasks, tasks > kSharedSlices ? threads : 1, [&](int slice, int worker) {
-        const ptrdiff_t from = slice * kUpdateSlice;
-        f(slice, from, std::min(kUpdateSlice, n - from), worker);
-    });
-}
 
 constexpr int kStatistics = -2, kTrainedStatistics = -3;
 
@@ -71,12 +52,12 @@ Engine<T>::Engine(const Plan& plan, const KernelTable& table)
       k_(of_type<T>(table)),
       net_(make_net(k_, plan)),
       update_(find(k_.optimizers, k_.n_optimizers, plan.optimizer), plan),
+      network_update_(k_, *net_, update_, profile_),
       count_(plan),
       statistics_(plan_, *net_),
       folded_(plan.normalises_batches() ? std::make_unique<Folded<T>>(k_, *net_) : nullptr),
       inference_(folded_ ? folded_->net() : *net_) {
     const std::size_t n = net_->parameters().total;
-    sums_.resize(static_cast<std::size_t>(slices(static_cast<ptrdiff_t>(n))));
     const auto arrays = static_cast<std::size_t>(1 + states());
     state_size_ = n * arrays + statistics_.total();
     const bool remembers = state_size_ * sizeof(T) <= kMostRemembered;
@@ -86,9 +67,6 @@ Engine<T>::Engine(const Plan& plan, const KernelTable& table)
         statistics_.lie_at(update_.theta + n * arrays);
         remembered_ = remembers ? take.template take<T>(state_size_) : nullptr;
     });
-    one_slice_ = static_cast<ptrdiff_t>(n) <= kLeastUpdateSlice && plan.l2 == 0 && plan.l1 == 0 &&
-                 plan.weight_decay == 0 && !plan.factored() && !plan.clips() && plan.ema_decay == 0;
-    penalised_ = plan.l2 != 0 || plan.l1 != 0;
     update_.weights = net_->parameters().weights;
     // A batch that is normalised goes layer by layer, however small the network.
     if (fits_cache<T>(plan) && !plan.custom_loss() && !folded_)
@@ -169,92 +147,6 @@ void Engine<T>::prepare(int64_t rows, int threads, bool sparse) {
     if (panel_step_ && (clips_ || rows > panel_step_->most_rows() || !is_chain_)) gradient_in_memory();
 }
 
-template <class T>
-double Engine<T>::penalty(double l2, int threads) {
-    if (!penalised_) return 0;
-    return sum_of_slices(static_cast<ptrdiff_t>(net_->parameters().weights), threads, [&](ptrdiff_t from, ptrdiff_t n) {
-        const T* W = update_.theta + from;
-        const double absolute = plan_.l1 == 0 ? 0 : plan_.l1 * sum_absolute(W, n);
-        return absolute + (l2 == 0 ? 0 : l2 / 2 * k_.sum_squares(W, n));
-    });
-}
-
-// Slices have sums of their own, which are added in turn: the same, whatever the number of threads.
-template <class T>
-template <class F>
-double Engine<T>::sum_of_slices(ptrdiff_t n, int threads, F&& sum_of) {
-    for_slices(n, threads, [&](int slice, ptrdiff_t from, ptrdiff_t size, int) {
-        sums_[static_cast<std::size_t>(slice)] = sum_of(from, size);
-    });
-    return std::accumulate(sums_.begin(), sums_.begin() + slices(n), 0.0);
-}
-
-// The gradient of the penalty.
-template <class T>
-void Engine<T>::add_penalties(T* gradient, T l2, int threads) {
-    if (l2 == 0 && plan_.l1 == 0) return;
-    const auto n_weights = static_cast<ptrdiff_t>(net_->parameters().weights);
-    for_slices(n_weights, threads, [&](int, ptrdiff_t from, ptrdiff_t n, int) {
-        T* g = gradient + from;
-        const T* W = update_.theta + from;
-        for (ptrdiff_t i = 0; l2 != 0 && i < n; ++i) g[i] += l2 * W[i];
-        if (plan_.l1 > 0) add_signs(W, static_cast<T>(plan_.l1), g, n);
-    });
-}
-
-// The mean gradient with its penalties, without what is frozen: cut to clip_value, then to clip_norm as PyTorch's
-// clip_grad_norm_ does.
-template <class T>
-void Engine<T>::clip(T* gradient, ptrdiff_t part_stride, int parts, int threads) {
-    const auto n = static_cast<ptrdiff_t>(net_->parameters().total);
-    if (parts > 1)
-        for_slices(n, threads, [&](int, ptrdiff_t from, ptrdiff_t size, int) {
-            for (int part = 1; part < parts; ++part)
-                for (ptrdiff_t i = from; i < from + size; ++i) gradient[i] += gradient[part * part_stride + i];
-        });
-    add_penalties(gradient, update_.hypers.weights.l2, threads);
-    update_.forget_l2();
-    for (std::size_t l = 0; l < plan_.layers.size(); ++l) {
-        if (!update_.frozen(l)) continue;
-        const LayerParameters& at = net_->parameters().layers[l];
-        std::fill_n(gradient + at.weights, at.n_weights, T(0));
-        std::fill_n(gradient + at.biases, at.n_biases, T(0));
-    }
-    if (const auto most = static_cast<T>(plan_.clip_value); most > 0)
-        for_slices(n, threads, [&](int, ptrdiff_t from, ptrdiff_t size, int) {
-            for (ptrdiff_t i = from; i < from + size; ++i) gradient[i] = std::clamp(gradient[i], -most, most);
-        });
-    if (plan_.clip_norm == 0) return;
-    const double squares = sum_of_slices(
-        n, threads, [&](ptrdiff_t from, ptrdiff_t size) { return k_.sum_squares(gradient + from, size); });
-    const double factor = plan_.clip_norm / (std::sqrt(squares) + 1e-6);
-    if (!(factor < 1)) return;
-    for_slices(n, threads, [&](int, ptrdiff_t from, ptrdiff_t size, int) {
-        for (ptrdiff_t i = from; i < from + size; ++i) gradient[i] *= static_cast<T>(factor);
-    });
-}
-
-// The update of layers that learn at different rates, or not at all.
-template <class T>
-void Engine<T>::apply_by_layer(T* gradient, ptrdiff_t part_stride, int parts, int threads) {
-    for (std::size_t l = 0; l < plan_.layers.size(); ++l) {
-        if (update_.frozen(l)) continue;
-        const LayerParameters& at = net_->parameters().layers[l];
-        const Hypers<T>& hypers = update_.by_layer[l];
-        const Hyper<T>& hyper = plan_.layers[l].has_gain() ? hypers.biases : hypers.weights;
-        for_slices(static_cast<ptrdiff_t>(at.n_weights), threads, [&](int, ptrdiff_t from, ptrdiff_t n, int worker) {
-            Laps* laps = profile_.begin(worker);
-            const std::size_t first = at.weights + static_cast<std::size_t>(from);
-            update_(first, n, gradient + first, part_stride, parts, hyper);
-            end_phase(laps, Phase::update);
-        });
-        Laps* laps = profile_.begin(0);
-        update_(at.biases, static_cast<ptrdiff_t>(at.n_biases), gradient + at.biases, part_stride, parts,
-                hypers.biases);
-        end_phase(laps, Phase::update);
-    }
-}
-
 // Training moves other parameters than those that the user sees, which are their average.
 template <class T>
 void Engine<T>::exchange_average() {
@@ -285,47 +177,6 @@ void Engine<T>::average_epoch(int64_t epoch) {
     statistics_.average(gain);
 }
 
-// The update of all parameters by a gradient in memory. False if they would overflow: then nothing changed.
-template <class T>
-bool Engine<T>::apply(T* gradient, ptrdiff_t part_stride, int parts, int threads) {
-    const auto n = static_cast<ptrdiff_t>(net_->parameters().total);
-    for (int part = 0; guarded_ && part < parts; ++part)
-        if (!guard()(gradient + part * part_stride, n)) return false;
-    if (!one_slice_) {
-        apply_in_slices(gradient, part_stride, parts, threads);
-        return true;
-    }
-    Laps* laps = profile_.begin(0);
-    update_.plain(0, n, gradient, part_stride, parts, update_.hypers.biases);
-    end_phase(laps, Phase::update);
-    return true;
-}
-
-template <class T>
-void Engine<T>::apply_in_slices(T* gradient, ptrdiff_t part_stride, int parts, int threads) {
-    const auto n_weights = static_cast<ptrdiff_t>(net_->parameters().weights);
-    const auto n = static_cast<ptrdiff_t>(net_->parameters().total);
-    if (clips_) {
-        clip(gradient, part_stride, parts, threads);
-        parts = 1;
-    }
-    if (!update_.by_layer.empty()) return apply_by_layer(gradient, part_stride, parts, threads);
-    // Parts come from several threads, which are awake: even small slices are worth sharing.
-    const ptrdiff_t share = net_->whole_lanes((n_weights + threads - 1) / threads);
-    const ptrdiff_t slice = std::clamp(share, kLeastUpdateSlice, kUpdateSlice);
-    const int tasks = static_cast<int>((n_weights + slice - 1) / slice);
-    parallel_for(tasks, parts > 1 || tasks > kSharedSlices ? threads : 1, [&](int t, int worker) {
-        Laps* laps = profile_.begin(worker);
-        const ptrdiff_t from = t * slice;
-        update_(static_cast<std::size_t>(from), std::min(slice, n_weights - from), gradient + from, part_stride, parts,
-                update_.hypers.weights);
-        if (t == 0)
-            update_(static_cast<std::size_t>(n_weights), n - n_weights, gradient + n_weights, part_stride, parts,
-                    update_.hypers.biases);
-        end_phase(laps, Phase::update);
-    });
-}
-
 template <class T>
 T* Engine<T>::gradient_in_memory() {
     if (!gradient_)
@@ -353,32 +204,11 @@ double Engine<T>::accumulate_passes(const Batch<T>& b, T scale, int threads, con
 template <class T>
 bool Engine<T>::backward_fused(int64_t rows, int threads) {
     std::atomic<bool> overflow{false};
-    const FusedUpdate<T> fused{update_, guarded_ ? guard() : nullptr, overflow};
+    const FusedUpdate<T> fused{update_, guarded_ ? network_update_.guard() : nullptr, overflow};
     T* gradient = is_chain_ ? nullptr : gradient_in_memory();
     panel_step_->backward(rows, update_.theta, {gradient, false, &fused}, threads, false);
-    if (!is_chain_) update_others(fused, gradient, threads);
+    if (!is_chain_) network_update_.of_others(fused, gradient, threads);
     return !overflow;
-}
-
-// The update of layers without products.
-template <class T>
-void Engine<T>::update_others(const FusedUpdate<T>& update, T* gradient, int threads) {
-    for (std::size_t l = 0; l < plan_.layers.size(); ++l) {
-        const LayerPlan& d = plan_.layers[l];
-        if (d.is_dense() || update_.frozen(l)) continue;
-        const LayerParameters& at = net_->parameters().layers[l];
-        const Hyper<T>& hyper = update_.hyper(l, d.has_gain() ? &Hypers<T>::biases : &Hypers<T>::weights);
-        for_slices(static_cast<ptrdiff_t>(at.n_weights), threads, [&](int, ptrdiff_t from, ptrdiff_t n, int worker) {
-            Laps* laps = profile_.begin(worker);
-            const std::size_t first = at.weights + static_cast<std::size_t>(from);
-            update(first, gradient + first, n, hyper);
-            end_phase(laps, Phase::update);
-        });
-        Laps* laps = profile_.begin(0);
-        update(at.biases, gradient + at.biases, static_cast<ptrdiff_t>(at.n_biases),
-               update_.hyper(l, &Hypers<T>::biases));
-        end_phase(laps, Phase::update);
-    }
 }
 
 // Forward, backward, update; the loss before the update. A loss that is not finite changes nothing. NaN where a
@@ -387,24 +217,24 @@ template <class T>
 double Engine<T>::step_batch(const Batch<T>& b, const Scales& s, double learning_rate, int threads) {
     const auto scale = static_cast<T>(s.loss);
     if (chunked_) {
-        const double loss =
-            chunked_->compute(b, update_.theta, scale, threads, drop_step()) * s.loss + penalty(s.l2, threads);
+        const double loss = chunked_->compute(b, update_.theta, scale, threads, drop_step()) * s.loss +
+                            network_update_.penalty(s.l2, threads);
         if (!std::isfinite(loss)) return loss;
         begin_update(s, learning_rate);
-        return apply(chunked_->gradient(), chunked_->part_stride(), chunked_->parts(), threads) ? loss : undo_update();
+        return network_update_(chunked_->gradient(), threads, guarded_) ? loss : undo_update();
     }
     const bool fused = !clips_ && b.rows <= panel_step_->most_rows();
     const DropStep drop = drop_step();
     if (fused) panel_step_->set_dropout(drop);
     double loss = fused ? panel_step_->forward(b, update_.theta, scale, threads, false)
                         : accumulate_passes(b, scale, threads, drop, nullptr);
-    loss = loss * s.loss + penalty(s.l2, threads);
+    loss = loss * s.loss + network_update_.penalty(s.l2, threads);
     if (!std::isfinite(loss)) return loss;
     if (folded_ && !statistics_are_finite()) return std::numeric_limits<double>::quiet_NaN();
     begin_update(s, learning_rate);
     if (fused && !backward_fused(b.rows, threads))  // some blocks are left out
         return std::numeric_limits<double>::quiet_NaN();
-    if (!fused && !apply(gradient_, 0, 1, threads)) return undo_update();
+    if (!fused && !network_update_({gradient_, 0, 1}, threads, guarded_)) return undo_update();
     if (folded_) move_statistics(b);
     return loss;
 }
@@ -479,18 +309,18 @@ double Engine<T>::loss_and_gradients(Data<T> data, const std::vector<T*>& W, con
     if (chunked_) {
         chunked_->forget_inputs();
         loss = chunked_->compute(batch, update_.theta, static_cast<T>(s.loss), threads, DropStep{}, dx);
-        gradient = chunked_->gradient();
-        for (int part = 1; part < chunked_->parts(); ++part)
-            for (ptrdiff_t i = 0; i < chunked_->part_stride(); ++i)
-                gradient[i] += gradient[part * chunked_->part_stride() + i];
+        const GradientParts<T> g = chunked_->gradient();
+        gradient = g.first;
+        for (int part = 1; part < g.parts; ++part)
+            for (ptrdiff_t i = 0; i < g.stride; ++i) gradient[i] += gradient[part * g.stride + i];
     } else {
         loss = accumulate_passes(batch, static_cast<T>(s.loss), threads, DropStep{}, dx);
         gradient = gradient_in_memory();
     }
-    add_penalties(gradient, static_cast<T>(s.l2), threads);
+    network_update_.add_penalties(gradient, static_cast<T>(s.l2), threads);
     for (std::size_t l = 0; l < plan_.layers.size(); ++l) net_->unpack(l, gradient, W[l], b[l]);
     for (int64_t i = 0; dx && data.scale && i < data.n * plan_.n_in(); ++i) dx[i] *= data.scale[i % plan_.n_in()];
-    return loss * s.loss + penalty(s.l2, threads);
+    return loss * s.loss + network_update_.penalty(s.l2, threads);
 }
 
 // Copies parameters and states, unless one of them is not finite: then nothing. After guarded steps only

@@ -12,6 +12,7 @@
 #include "engine/inference.h"
 #include "engine/interrupts.h"
 #include "engine/layered.h"
+#include "engine/network_update.h"
 #include "engine/optimizer_state.h"
 #include "engine/profile.h"
 #include "engine/random.h"
@@ -90,14 +91,10 @@ private:
     double mean_loss(const Data<T>& data, double sum) const;
     Scales scales(const Batch<T>& b) const;
     void prepare(int64_t rows, int threads, bool sparse);
-    double penalty(double l2, int threads);
-    template <class F>
-    double sum_of_slices(ptrdiff_t n, int threads, F&& sum_of);
     double step_batch(const Batch<T>& b, const Scales& s, double learning_rate, int threads);
     void begin_update(const Scales& s, double learning_rate);
     double undo_update();
     bool backward_fused(int64_t rows, int threads);
-    void update_others(const FusedUpdate<T>& update, T* gradient, int threads);
     double accumulate_passes(const Batch<T>& b, T scale, int threads, const DropStep& drop, T* dx);
     DropStep drop_step() const { return {drops_, static_cast<uint32_t>(count_.value()), 0}; }
     bool statistics_are_finite() const;
@@ -107,18 +104,9 @@ private:
         checked_ = false;
         if (folded_) folded_->forget();
     }
-    bool apply(T* gradient, ptrdiff_t part_stride, int parts, int threads);
-    void apply_in_slices(T* gradient, ptrdiff_t part_stride, int parts, int threads);
-    void apply_by_layer(T* gradient, ptrdiff_t part_stride, int parts, int threads);
-    void add_penalties(T* gradient, T l2, int threads);
-    void clip(T* gradient, ptrdiff_t part_stride, int parts, int threads);
     void exchange_average();
     class Exchanged;  // what training moves is in the place of what the user sees while it lives
     void average_epoch(int64_t epoch);
-    // Whether a gradient can enter the optimizer, squared where that is what the states hold.
-    bool (*guard() const)(const T*, ptrdiff_t) noexcept {
-        return optimizer().squares ? k_.squares_finite : k_.all_finite;
-    }
     bool remember(bool after_guarded_steps);
     void restore();
     double run_epoch(const Data<T>& data, const TrainOptions& options, int64_t epoch, int threads,
@@ -129,11 +117,11 @@ private:
 
     const Plan plan_;
     const bool drops_, clips_, is_chain_;
-    bool penalised_ = false;  // l1 or l2
-    bool one_slice_ = false;  // a tiny network: one call updates weights and biases
     const Kernels<T>& k_;
     std::unique_ptr<Net<T>> net_;
     Update<T> update_;
+    Profile profile_;
+    NetworkUpdate<T> network_update_;
     StepCount count_;
     RunningStatistics<T> statistics_;
     std::unique_ptr<Folded<T>> folded_;  // where predictions have parameters of their own
@@ -144,13 +132,11 @@ private:
     T* shift_ = nullptr;
     T* scale_ = nullptr;
     T* gradient_ = nullptr;
-    Profile profile_;
     std::unique_ptr<ChunkedGradient<T>> chunked_;
     std::unique_ptr<PanelStep<T>> panel_step_;
     Inference<T> inference_;
-    bool checked_ = false;      // parameters and states are finite, and in the checkpoint if there is one
-    bool guarded_ = false;      // no checkpoint to go back to: updates that would overflow are left out
-    std::vector<double> sums_;  // of slices of the parameters
+    bool checked_ = false;  // parameters and states are finite, and in the checkpoint if there is one
+    bool guarded_ = false;  // no checkpoint to go back to: updates that would overflow are left out
     Permutation permutation_;
     std::vector<int64_t> order_;
 };
