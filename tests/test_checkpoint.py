@@ -404,6 +404,7 @@ def test_damaged_checkpoints_do_not_take_the_place_of_whole_ones(tmp_path):
         ({"layers": [gs.Dense(7), gs.Dropout(0.2), gs.Dense(1)]}, {}, r"layers\[0\]\."),
         ({}, {"batch_size": 8}, "batch_size was 16, now it is 8"),
         ({}, {"shuffle": False}, "shuffle was true, now it is false"),
+        ({}, {"sample_weight": np.full(len(X), 0.5)}, "weights was null, now it is 24"),
         ({}, {"schedule": gs.Cosine()}, 'schedule was "None", now it is "Cosine'),
         ({}, {"metrics": ["mae"]}, "metrics was"),
     ],
@@ -434,6 +435,17 @@ def test_another_accumulation_of_a_source_is_another_training(tmp_path, given, b
         else:
             with pytest.raises(ValueError, match=words):
                 net.fit(given, epochs=2, **fitting)
+
+
+def test_other_windows_of_a_source_are_another_training(tmp_path):
+    for window_bytes, epochs in ((400, 1), (400, 2), (800, 3)):
+        net, point = make(preprocessing="none"), gs.Checkpoint(tmp_path, every=1)
+        source = gs.ArraySource(X, Y, window_bytes=window_bytes)
+        if window_bytes == 400:
+            net.fit(source, epochs=epochs, batch_size=4, callbacks=[point], verbose=0)
+        else:
+            with pytest.raises(ValueError, match="window_bytes was 400, now it is 800"):
+                net.fit(source, epochs=epochs, batch_size=4, callbacks=[point], verbose=0)
 
 
 def test_other_rows_are_refused_and_a_function_as_schedule_is_known_again(tmp_path):

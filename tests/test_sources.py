@@ -420,6 +420,14 @@ def test_refused_class_weights_leave_an_iterator_where_it_was():
     assert len(list(given)) == 2
 
 
+@pytest.mark.parametrize("batch_size", [0, 2.5, "all"])
+def test_a_refused_batch_size_leaves_an_iterator_where_it_was(batch_size):
+    given = iter([(X[:100], Y[:100]), (X[100:], Y[100:])])
+    with pytest.raises((TypeError, ValueError), match="batch_size must be"):
+        make(preprocessing="none").fit(given, epochs=1, batch_size=batch_size, verbose=0)
+    assert len(list(given)) == 2
+
+
 def test_a_class_without_rows_when_they_were_counted_is_named():
     asked = []
 

@@ -707,7 +707,7 @@ class Network:
             rows: Rows | Feed
             whole: Rows | None = None  # the rows, where they are at hand
             if y is None or isinstance(X, Source):
-                check_source(X, y, sample_weight, sampling)
+                check_source(X, y, sample_weight, sampling, batch_size)
                 self._check_streamable(metrics, validation_data)
                 source = X if isinstance(X, Source) else Batches(X, epochs)
                 weights = None if class_weight is None else self._class_weights_of(source, class_weight)

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from gradstep.history import History
 from gradstep.lbfgs import Objective, minimize, pack, set_packed
 from gradstep.optimizers import LBFGS
 from gradstep.progress import Progress, Silent, start_progress
-from gradstep.streaming import Feed, Rows
+from gradstep.streaming import Feed, Rows, WindowFeed
 
 if TYPE_CHECKING:
     from gradstep.network import Network
@@ -233,15 +234,25 @@ class Training:
             job.epochs,
             job.metric_names,
             callbacks=self.callbacks,
-            arguments={
-                "rows": len(job.rows.X) if isinstance(job.rows, Rows) else None,
-                "accumulate": job.accumulate,
-                "batch_size": job.batch_size or None,
-                "shuffle": job.shuffle,
-                "schedule": job.schedule,
-            },
+            arguments=self._arguments,
             note=self._note,
         )
+
+    @cached_property
+    def _arguments(self) -> dict[str, Any]:
+        """Of the call: what makes it another training."""
+        job = self.job
+        weight = job.rows.weight if isinstance(job.rows, Rows) else None
+        return {
+            "rows": len(job.rows.X) if isinstance(job.rows, Rows) else None,
+            # Other processors may round the sum in another way.
+            "weights": None if weight is None else float(f"{weight.sum(dtype=np.float64):.9g}"),
+            "window_bytes": job.rows.window_bytes if isinstance(job.rows, WindowFeed) else None,
+            "accumulate": job.accumulate,
+            "batch_size": job.batch_size or None,
+            "shuffle": job.shuffle,
+            "schedule": job.schedule,
+        }
 
     def _note(self, sentence: str) -> None:
         """Show a sentence, or keep it until there is where to."""
