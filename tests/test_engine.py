@@ -151,6 +151,23 @@ def test_training_has_the_same_bits_for_1_2_and_4_threads(name, dtype, threads):
             np.testing.assert_array_equal(value, runs[0][1][key], err_msg=key)
 
 
+def test_training_that_tries_one_thread_and_two_has_the_same_bits(threads):
+    """Short steps are timed both ways by turns: here a thousand of them."""
+    plan = make_plan((17, 33, 65, 3), "tanh", "mse", "adam")
+    data = make_data(plan, 600)
+    runs = []
+    for count in (1, 2):
+        threads(count)
+        engine = make_engine(BACKENDS["cpp"], plan)
+        result = train_rows(engine, data, 500, batch_size=300, learning_rate=1e-3)
+        for _ in range(200):
+            engine.step(data.X, data.y, None, 1e-3)
+        runs.append((list(result.losses), engine.parameters()))
+    assert runs[0][0] == runs[1][0]
+    for name, value in runs[0][1].items():
+        np.testing.assert_array_equal(runs[1][1][name], value)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize(
     "widths",

@@ -262,7 +262,12 @@ double Engine<T>::step(Data<T> data, double learning_rate) {
     guarded_ = true;
     const Batch<T> all{&data, nullptr, 0, data.n};
     const Exchanged training(*this);
-    return step_batch(all, scales(all), learning_rate, threads);
+    thread_choice_.begin(operations(data.n), threads);
+    thread_choice_.resume();
+    const double loss = step_batch(all, scales(all), learning_rate, thread_choice_.threads());
+    thread_choice_.end_step();
+    thread_choice_.pause();
+    return loss;
 }
 
 template <class T>
@@ -344,8 +349,8 @@ void Engine<T>::restore() {
 
 // finished: every batch was used. Stops early when interrupted or when the loss is not finite.
 template <class T>
-double Engine<T>::run_epoch(const Data<T>& data, const TrainOptions& options, int64_t epoch, int threads,
-                            Interrupts& interrupts, bool& finished) {
+double Engine<T>::run_epoch(const Data<T>& data, const TrainOptions& options, int64_t epoch, Interrupts& interrupts,
+                            bool& finished) {
     const int64_t* order = options.order;
     const int64_t rows = rows_of_epoch(data, options);
     if (!order && options.shuffle && options.batch_size < rows) {
@@ -355,15 +360,19 @@ double Engine<T>::run_epoch(const Data<T>& data, const TrainOptions& options, in
     const double* rates = options.learning_rates + epoch * options.rates;
     double loss = 0, weight = 0;
     finished = false;
+    thread_choice_.resume();
     for (int64_t r = 0; r < rows; r += options.batch_size) {
         if (interrupts.stop()) return loss;
         const Batch<T> b{&data, order, r, std::min(options.batch_size, rows - r)};
         const Scales s = scales(b);
-        const double batch_loss = step_batch(b, s, rates[options.rates > 1 ? r / options.batch_size : 0], threads);
+        const double rate = rates[options.rates > 1 ? r / options.batch_size : 0];
+        const double batch_loss = step_batch(b, s, rate, thread_choice_.threads());
+        thread_choice_.end_step();
         if (!std::isfinite(batch_loss)) return batch_loss;
         loss += batch_loss * s.weight_sum;
         weight += s.weight_sum;
     }
+    thread_choice_.pause();
     finished = true;
     return weight > 0 ? loss / weight : loss;
 }
@@ -371,12 +380,12 @@ double Engine<T>::run_epoch(const Data<T>& data, const TrainOptions& options, in
 // Epochs from, from + 1, ... with a checkpoint at the end of the first after `interval`. False when a loss or,
 // at a checkpoint, a parameter is not finite.
 template <class T>
-bool Engine<T>::run_epochs(const Data<T>& data, const TrainOptions& options, int64_t interval, int threads,
-                           Interrupts& interrupts, TrainResult& result) {
+bool Engine<T>::run_epochs(const Data<T>& data, const TrainOptions& options, int64_t interval, Interrupts& interrupts,
+                           TrainResult& result) {
     auto done = static_cast<int64_t>(result.losses.size());
     for (int64_t checkpoint = done + interval; done < options.epochs; ++done) {
         bool finished = false;
-        const double loss = run_epoch(data, options, done, threads, interrupts, finished);
+        const double loss = run_epoch(data, options, done, interrupts, finished);
         if (!std::isfinite(loss)) return false;
         if (!finished) {
             result.interrupted = true;
@@ -401,7 +410,9 @@ TrainResult Engine<T>::train(Data<T> data, const TrainOptions& options, const st
     transform(data);
     const int threads = num_threads();
     const int64_t rows = rows_of_epoch(data, options);
-    prepare(std::min(options.batch_size, rows), threads, !data.x);
+    const int64_t batch_rows = std::min(options.batch_size, rows);
+    prepare(batch_rows, threads, !data.x);
+    thread_choice_.begin(operations(batch_rows), threads);
     if (options.shuffle && !options.order && options.batch_size < rows) order_.resize(static_cast<std::size_t>(rows));
     if (chunked_) {
         chunked_->forget_inputs();
@@ -417,12 +428,12 @@ TrainResult Engine<T>::train(Data<T> data, const TrainOptions& options, const st
     const int64_t interval = remembered_ ? std::max<int64_t>(1, kCheckpointSteps / steps) : options.epochs;
     result.diverged = !checked_ && !remember(false);
     try {
-        if (!result.diverged && !run_epochs(data, options, interval, threads, interrupts, result)) {
+        if (!result.diverged && !run_epochs(data, options, interval, interrupts, result)) {
             result.diverged = true;
             restore();
             if (remembered_ && static_cast<int64_t>(result.losses.size()) > remembered_epochs_) {
                 result.losses.resize(static_cast<std::size_t>(remembered_epochs_));
-                run_epochs(data, options, 1, threads, interrupts, result);
+                run_epochs(data, options, 1, interrupts, result);
                 restore();
             }
         }

@@ -18,6 +18,7 @@
 #include "engine/random.h"
 #include "engine/rowwise.h"
 #include "engine/running_statistics.h"
+#include "engine/thread_choice.h"
 #include "engine/update.h"
 
 namespace gradstep {
@@ -90,6 +91,7 @@ private:
     Data<T> part_of(const Data<T>& data, int64_t first, int64_t rows) const;
     double mean_loss(const Data<T>& data, double sum) const;
     Scales scales(const Batch<T>& b) const;
+    int64_t operations(int64_t rows) const { return 2 * plan_.products_per_row() * rows; }  // of a step
     void prepare(int64_t rows, int threads, bool sparse);
     double step_batch(const Batch<T>& b, const Scales& s, double learning_rate, int threads);
     void begin_update(const Scales& s, double learning_rate);
@@ -109,10 +111,10 @@ private:
     void average_epoch(int64_t epoch);
     bool remember(bool after_guarded_steps);
     void restore();
-    double run_epoch(const Data<T>& data, const TrainOptions& options, int64_t epoch, int threads,
-                     Interrupts& interrupts, bool& finished);
-    bool run_epochs(const Data<T>& data, const TrainOptions& options, int64_t interval, int threads,
-                    Interrupts& interrupts, TrainResult& result);
+    double run_epoch(const Data<T>& data, const TrainOptions& options, int64_t epoch, Interrupts& interrupts,
+                     bool& finished);
+    bool run_epochs(const Data<T>& data, const TrainOptions& options, int64_t interval, Interrupts& interrupts,
+                    TrainResult& result);
     T* gradient_in_memory();
 
     const Plan plan_;
@@ -137,6 +139,7 @@ private:
     Inference<T> inference_;
     bool checked_ = false;  // parameters and states are finite, and in the checkpoint if there is one
     bool guarded_ = false;  // no checkpoint to go back to: updates that would overflow are left out
+    ThreadChoice thread_choice_;
     Permutation permutation_;
     std::vector<int64_t> order_;
 };
