@@ -404,7 +404,7 @@ def test_damaged_checkpoints_do_not_take_the_place_of_whole_ones(tmp_path):
         ({"layers": [gs.Dense(7), gs.Dropout(0.2), gs.Dense(1)]}, {}, r"layers\[0\]\."),
         ({}, {"batch_size": 8}, "batch_size was 16, now it is 8"),
         ({}, {"shuffle": False}, "shuffle was true, now it is false"),
-        ({}, {"sample_weight": np.full(len(X), 0.5)}, "weights was null, now it is 24"),
+        ({}, {"sample_weight": np.full(len(X), 0.5)}, 'weights was null, now it is "'),
         ({}, {"schedule": gs.Cosine()}, 'schedule was "None", now it is "Cosine'),
         ({}, {"metrics": ["mae"]}, "metrics was"),
     ],
@@ -435,6 +435,37 @@ def test_another_accumulation_of_a_source_is_another_training(tmp_path, given, b
         else:
             with pytest.raises(ValueError, match=words):
                 net.fit(given, epochs=2, **fitting)
+
+
+LABELS = np.arange(len(X)) % 2
+
+
+@pytest.mark.parametrize(
+    ("given", "differs"),
+    [((X, LABELS), "weights"), ((gs.ArraySource(X, LABELS, window_bytes=400),), "class_weights")],
+    ids=["rows", "source"],
+)
+def test_class_weights_that_change_places_are_another_training(tmp_path, given, differs):
+    for class_weight in ({0: 1, 1: 3}, {0: 3, 1: 1}):
+        net = gs.Network([gs.Dense(2)], loss="cross_entropy", seed=0)
+        fitting = {"batch_size": 4, "class_weight": class_weight, "callbacks": [gs.Checkpoint(tmp_path)]}
+        if class_weight[0] == 1:
+            net.fit(*given, epochs=2, verbose=0, **fitting)
+        else:
+            with pytest.raises(ValueError, match=rf"another training \({differs}"):
+                net.fit(*given, epochs=3, verbose=0, **fitting)
+
+
+def test_other_weights_of_drawn_rows_are_another_training(tmp_path):
+    for size in (1.0, 2.0):
+        net = gs.Network([gs.Dense(2)], loss="cross_entropy", seed=0)
+        weight = np.linspace(0, size, len(X))
+        fitting = {"sample_weight": weight, "sampling": "balanced", "callbacks": [gs.Checkpoint(tmp_path)]}
+        if size == 1:
+            net.fit(X, LABELS, epochs=2, verbose=0, **fitting)
+        else:
+            with pytest.raises(ValueError, match=r"another training \(weights"):
+                net.fit(X, LABELS, epochs=3, verbose=0, **fitting)
 
 
 def test_other_windows_of_a_source_are_another_training(tmp_path):

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif("cpp" not in BACKENDS, reason="the compiled core
 MANY = {"rows": (40, 130, 150, 38), "layers": (30, 60, 2054)}
 # One output of a tiny network: its last layer and the loss are one pass, but for those of five inputs.
 ONE = {"line": (1, 1), "plane": (4, 1), "five": (5, 1), "one layer below": (3, 2, 1), "two": (2, 9, 3, 1)}
+SINGLE = [name for name, of in LOSSES.items() if of.targets != "labels" and of.outputs_per_target == 1]
 ROWS = 301  # no multiple of anything, and more than a tile
 
 
@@ -46,10 +47,24 @@ def test_every_loss_takes_the_references_steps(widths, loss, output_activation, 
     assert_same_steps(plan, make_data(plan, ROWS), batch_size=221, shuffle=shuffle)
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [name for name, loss in LOSSES.items() if loss.targets != "labels" and loss.outputs_per_target == 1],
-)
+@pytest.mark.parametrize("loss", SINGLE)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("widths", ONE.values(), ids=ONE)
+def test_rows_of_no_weight_add_nothing_to_a_single_output_whatever_they_are(widths, dtype, loss):
+    plan = make_plan(widths, "tanh", loss, dtype=dtype)
+    X, y, weight = make_data(plan, ROWS)
+    weight[:70] = 0  # whole vectors
+    used = weight > 0
+    X[~used] *= 1e30 if dtype == "float32" else 1e200
+    engine = make_engine(BACKENDS["cpp"], plan)
+    loss_of_all, of_all, _ = engine.loss_and_gradients(X, y, weight)
+    loss_of_used, of_used, _ = engine.loss_and_gradients(X[used], y[used], weight[used])
+    tolerance = 2e-5 if dtype == "float32" else 1e-12
+    assert loss_of_all == pytest.approx(loss_of_used, rel=tolerance)
+    assert_close(of_all, of_used, tolerance)
+
+
+@pytest.mark.parametrize("loss", SINGLE)
 @pytest.mark.parametrize("widths", ONE.values(), ids=ONE)
 def test_a_single_output_takes_the_references_steps(widths, loss):
     plan = make_plan(widths, "tanh", loss, "adam", "float64", l2=1e-3)

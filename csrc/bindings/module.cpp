@@ -566,6 +566,18 @@ PYBIND11_MODULE(_core, m) {
     m.def("num_threads", &num_threads);
     m.def("default_num_threads", &default_num_threads);
     m.def("set_num_threads", &set_num_threads, "n"_a, "0 restores the default.");
+    // For the tests: beside a clock that only they move on.
+    static int64_t test_clock = 0;
+    py::class_<ThreadChoice>(m, "ThreadChoice")
+        .def(py::init([] { return ThreadChoice([] { return test_clock; }); }))
+        .def("begin_step", &ThreadChoice::begin_step, "operations"_a, "threads"_a)
+        .def(
+            "end_step",
+            [](ThreadChoice& choice, int64_t time) {
+                test_clock += time;
+                choice.end_step();
+            },
+            "time"_a);
     m.def("fma_peak", &fma_peak, py::call_guard<py::gil_scoped_release>(), "threads"_a, "seconds"_a = 0.25,
           "isa"_a = py::none(), "float64"_a = false, "Measured peak of fused multiply-adds, GFLOP/s.");
     m.def("permutation", &permutation, "n"_a, "seed"_a, "epoch"_a);

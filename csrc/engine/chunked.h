@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "engine/batch.h"
-#include "engine/network_update.h"
+#include "engine/net.h"
 #include "engine/threads.h"
 
 namespace gradstep {
@@ -90,8 +90,7 @@ public:
 
 private:
     static constexpr int kMostChunks = 16;
-    static constexpr int64_t kChunkWork = 560'000;   // floating-point operations of a chunk, at least: some 2.5 us
-    static constexpr int64_t kSharedWork = 500'000;  // of a batch that is worth a second thread
+    static constexpr int64_t kChunkWork = 560'000;  // floating-point operations of a chunk, at least: some 2.5 us
     static constexpr std::size_t kMostKept = std::size_t{8} << 20;
 
     // How a batch is cut: a function of its size, kept because tiny steps feel a division.
@@ -108,7 +107,7 @@ private:
         Partition p;
         p.rows = rows;
         p.parts = chunks(rows);
-        p.worth_sharing = 2 * net_.plan().products_per_row() * rows > kSharedWork;
+        p.worth_sharing = net_.plan().operations(rows) > kSharedOperations;
         for (int c = 0; c <= p.parts; ++c) p.start[c] = rows * c / p.parts;
         for (int c = 0; c < p.parts; ++c) {
             const int64_t chunk = p.start[c + 1] - p.start[c], n = quotient(chunk, tile_);

@@ -49,6 +49,7 @@ Engine<T>::Engine(const Plan& plan, const KernelTable& table)
       drops_(plan.drops()),
       clips_(plan.clips()),
       is_chain_(plan.is_chain()),
+      operations_per_row_(plan.operations(1)),
       k_(of_type<T>(table)),
       net_(make_net(k_, plan)),
       update_(find(k_.optimizers, k_.n_optimizers, plan.optimizer), plan),
@@ -207,7 +208,7 @@ bool Engine<T>::backward_fused(int64_t rows, int threads) {
     const FusedUpdate<T> fused{update_, guarded_ ? network_update_.guard() : nullptr, overflow};
     T* gradient = is_chain_ ? nullptr : gradient_in_memory();
     panel_step_->backward(rows, update_.theta, {gradient, false, &fused}, threads, false);
-    if (!is_chain_) network_update_.of_others(fused, gradient, threads);
+    if (!is_chain_) network_update_.apply_to_others(fused, gradient, threads);
     return !overflow;
 }
 
@@ -240,6 +241,14 @@ double Engine<T>::step_batch(const Batch<T>& b, const Scales& s, double learning
 }
 
 template <class T>
+double Engine<T>::timed_step(const Batch<T>& b, const Scales& s, double learning_rate, int threads) {
+    threads = thread_choice_.begin_step(operations_per_row_ * b.rows, threads);
+    const double loss = step_batch(b, s, learning_rate, threads);
+    thread_choice_.end_step();
+    return loss;
+}
+
+template <class T>
 void Engine<T>::begin_update(const Scales& s, double learning_rate) {
     forget_checks();
     count_.advance();
@@ -262,12 +271,7 @@ double Engine<T>::step(Data<T> data, double learning_rate) {
     guarded_ = true;
     const Batch<T> all{&data, nullptr, 0, data.n};
     const Exchanged training(*this);
-    thread_choice_.begin(operations(data.n), threads);
-    thread_choice_.resume();
-    const double loss = step_batch(all, scales(all), learning_rate, thread_choice_.threads());
-    thread_choice_.end_step();
-    thread_choice_.pause();
-    return loss;
+    return timed_step(all, scales(all), learning_rate, threads);
 }
 
 template <class T>
@@ -349,8 +353,8 @@ void Engine<T>::restore() {
 
 // finished: every batch was used. Stops early when interrupted or when the loss is not finite.
 template <class T>
-double Engine<T>::run_epoch(const Data<T>& data, const TrainOptions& options, int64_t epoch, Interrupts& interrupts,
-                            bool& finished) {
+double Engine<T>::run_epoch(const Data<T>& data, const TrainOptions& options, int64_t epoch, int threads,
+                            Interrupts& interrupts, bool& finished) {
     const int64_t* order = options.order;
     const int64_t rows = rows_of_epoch(data, options);
     if (!order && options.shuffle && options.batch_size < rows) {
@@ -360,19 +364,16 @@ double Engine<T>::run_epoch(const Data<T>& data, const TrainOptions& options, in
     const double* rates = options.learning_rates + epoch * options.rates;
     double loss = 0, weight = 0;
     finished = false;
-    thread_choice_.resume();
     for (int64_t r = 0; r < rows; r += options.batch_size) {
         if (interrupts.stop()) return loss;
         const Batch<T> b{&data, order, r, std::min(options.batch_size, rows - r)};
         const Scales s = scales(b);
         const double rate = rates[options.rates > 1 ? r / options.batch_size : 0];
-        const double batch_loss = step_batch(b, s, rate, thread_choice_.threads());
-        thread_choice_.end_step();
+        const double batch_loss = timed_step(b, s, rate, threads);
         if (!std::isfinite(batch_loss)) return batch_loss;
         loss += batch_loss * s.weight_sum;
         weight += s.weight_sum;
     }
-    thread_choice_.pause();
     finished = true;
     return weight > 0 ? loss / weight : loss;
 }
@@ -380,12 +381,12 @@ double Engine<T>::run_epoch(const Data<T>& data, const TrainOptions& options, in
 // Epochs from, from + 1, ... with a checkpoint at the end of the first after `interval`. False when a loss or,
 // at a checkpoint, a parameter is not finite.
 template <class T>
-bool Engine<T>::run_epochs(const Data<T>& data, const TrainOptions& options, int64_t interval, Interrupts& interrupts,
-                           TrainResult& result) {
+bool Engine<T>::run_epochs(const Data<T>& data, const TrainOptions& options, int64_t interval, int threads,
+                           Interrupts& interrupts, TrainResult& result) {
     auto done = static_cast<int64_t>(result.losses.size());
     for (int64_t checkpoint = done + interval; done < options.epochs; ++done) {
         bool finished = false;
-        const double loss = run_epoch(data, options, done, interrupts, finished);
+        const double loss = run_epoch(data, options, done, threads, interrupts, finished);
         if (!std::isfinite(loss)) return false;
         if (!finished) {
             result.interrupted = true;
@@ -410,9 +411,7 @@ TrainResult Engine<T>::train(Data<T> data, const TrainOptions& options, const st
     transform(data);
     const int threads = num_threads();
     const int64_t rows = rows_of_epoch(data, options);
-    const int64_t batch_rows = std::min(options.batch_size, rows);
-    prepare(batch_rows, threads, !data.x);
-    thread_choice_.begin(operations(batch_rows), threads);
+    prepare(std::min(options.batch_size, rows), threads, !data.x);
     if (options.shuffle && !options.order && options.batch_size < rows) order_.resize(static_cast<std::size_t>(rows));
     if (chunked_) {
         chunked_->forget_inputs();
@@ -428,12 +427,12 @@ TrainResult Engine<T>::train(Data<T> data, const TrainOptions& options, const st
     const int64_t interval = remembered_ ? std::max<int64_t>(1, kCheckpointSteps / steps) : options.epochs;
     result.diverged = !checked_ && !remember(false);
     try {
-        if (!result.diverged && !run_epochs(data, options, interval, interrupts, result)) {
+        if (!result.diverged && !run_epochs(data, options, interval, threads, interrupts, result)) {
             result.diverged = true;
             restore();
             if (remembered_ && static_cast<int64_t>(result.losses.size()) > remembered_epochs_) {
                 result.losses.resize(static_cast<std::size_t>(remembered_epochs_));
-                run_epochs(data, options, 1, interrupts, result);
+                run_epochs(data, options, 1, threads, interrupts, result);
                 restore();
             }
         }

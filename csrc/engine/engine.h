@@ -91,9 +91,9 @@ private:
     Data<T> part_of(const Data<T>& data, int64_t first, int64_t rows) const;
     double mean_loss(const Data<T>& data, double sum) const;
     Scales scales(const Batch<T>& b) const;
-    int64_t operations(int64_t rows) const { return 2 * plan_.products_per_row() * rows; }  // of a step
     void prepare(int64_t rows, int threads, bool sparse);
     double step_batch(const Batch<T>& b, const Scales& s, double learning_rate, int threads);
+    double timed_step(const Batch<T>& b, const Scales& s, double learning_rate, int threads);
     void begin_update(const Scales& s, double learning_rate);
     double undo_update();
     bool backward_fused(int64_t rows, int threads);
@@ -111,14 +111,15 @@ private:
     void average_epoch(int64_t epoch);
     bool remember(bool after_guarded_steps);
     void restore();
-    double run_epoch(const Data<T>& data, const TrainOptions& options, int64_t epoch, Interrupts& interrupts,
-                     bool& finished);
-    bool run_epochs(const Data<T>& data, const TrainOptions& options, int64_t interval, Interrupts& interrupts,
-                    TrainResult& result);
+    double run_epoch(const Data<T>& data, const TrainOptions& options, int64_t epoch, int threads,
+                     Interrupts& interrupts, bool& finished);
+    bool run_epochs(const Data<T>& data, const TrainOptions& options, int64_t interval, int threads,
+                    Interrupts& interrupts, TrainResult& result);
     T* gradient_in_memory();
 
     const Plan plan_;
     const bool drops_, clips_, is_chain_;
+    const int64_t operations_per_row_;  // of a step
     const Kernels<T>& k_;
     std::unique_ptr<Net<T>> net_;
     Update<T> update_;

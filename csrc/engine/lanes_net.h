@@ -24,10 +24,10 @@ public:
             at += this->layout_.layers[l].n_biases;
         }
         n_biases_ = at - this->layout_.weights;
+        this->layout_.total = static_cast<std::size_t>(this->whole_lanes(static_cast<ptrdiff_t>(at)));
         const LayerPlan& last = plan.layers.back();
         one_pass_ = last.n_out == 1 && last.n_in <= kFewInputs && !this->activation(this->depth() - 1).forward &&
                     this->loss_.lanes_output;
-        this->layout_.total = static_cast<std::size_t>(this->whole_lanes(static_cast<ptrdiff_t>(at)));
     }
 
     void pack(std::size_t l, const T* W, const T* b, T* to) const override {
@@ -89,18 +89,18 @@ public:
     double gradient(const Workspace<T>& ws, const TileInputs<T>& in, const T* theta, ptrdiff_t rows,
                     const TileGradient<T>& wanted) const override {
         if (!one_pass_) return Net<T>::gradient(ws, in, theta, rows, wanted);
-        const bool alone = this->depth() == 1;
-        LanesPass<T> below;
-        if (!alone) {
-            below = backward_pass(ws, in.x, theta, rows, wanted);
-            below.depth -= 1;
-            below.delta = output_below(ws);
-            this->k_.lanes_forward(below);
+        const bool has_hidden = this->depth() > 1;
+        LanesPass<T> hidden{};
+        if (has_hidden) {
+            hidden = backward_pass(ws, in.x, theta, rows, wanted);
+            hidden.depth -= 1;
+            hidden.delta = last_input_error(ws);
+            this->k_.lanes_forward(hidden);
         }
         end_phase(ws.laps, Phase::forward);
         const double loss = this->loss_.lanes_output(output_pass(ws, in, theta, rows, wanted));
         end_phase(ws.laps, Phase::loss);
-        if (!alone) this->k_.lanes_backward(below);
+        if (has_hidden) this->k_.lanes_backward(hidden);
         return loss;
     }
 
@@ -154,24 +154,24 @@ private:
         return p;
     }
 
-    // Where the last layer's pass leaves dJ/d(its inputs).
-    T* output_below(const Workspace<T>& ws) const { return ws.errors[(this->depth() - 1) % 2]; }
+    // dJ/d(inputs of the last layer).
+    T* last_input_error(const Workspace<T>& ws) const { return ws.errors[(this->depth() - 1) % 2]; }
 
     LanesOutput<T> output_pass(const Workspace<T>& ws, const TileInputs<T>& in, const T* theta, ptrdiff_t rows,
                                const TileGradient<T>& wanted) const {
-        const std::size_t below = this->depth() - 1;
-        const LanesLayer<T>& last = ws.lanes_layers[below];
+        const std::size_t hidden = this->depth() - 1;
+        const LanesLayer<T>& last = ws.lanes_layers[hidden];
         const ptrdiff_t lanes = this->k_.lanes;
         return {.inputs = last.inputs,
                 .lanes = this->whole_lanes(rows),
-                .x = below > 0 ? ws.lanes_layers[below - 1].a : in.x,
+                .x = hidden > 0 ? ws.lanes_layers[hidden - 1].a : in.x,
                 .weights = theta + last.weights,
                 .bias = theta + last.biases,
                 .y = in.y,
                 .weight = in.weight,
                 .scale = wanted.scale,
                 .option = this->loss_option(),
-                .below = below > 0 || wanted.inputs ? output_below(ws) : nullptr,
+                .below = hidden > 0 || wanted.inputs ? last_input_error(ws) : nullptr,
                 .weight_sums = ws.sums + last.weights * lanes,
                 .bias_sum = ws.sums + last.biases * lanes,
                 .keep = wanted.keep};

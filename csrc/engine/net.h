@@ -74,6 +74,14 @@ struct TileGradient {
     bool inputs;  // dJ/dx in errors[0], too
 };
 
+// A gradient of all parameters, in parts, which are added up in order.
+template <class T>
+struct GradientParts {
+    T* first;
+    ptrdiff_t stride;
+    int parts;
+};
+
 struct LayerParameters {
     std::size_t weights, biases;              // offsets in elements; of gain and shift in layers that have these
     std::size_t n_weights = 0, n_biases = 0;  // elements, with pads

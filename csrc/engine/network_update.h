@@ -5,20 +5,16 @@
 #include <numeric>
 #include <vector>
 
+#include "engine/net.h"
 #include "engine/panel_net.h"
 #include "engine/passes.h"
+#include "engine/plan.h"
+#include "engine/profile.h"
 #include "engine/threads.h"
 #include "engine/update.h"
+#include "kernels/table.h"
 
 namespace gradstep {
-
-// A gradient of all parameters, in parts, which are added up in order.
-template <class T>
-struct GradientParts {
-    T* first;
-    ptrdiff_t stride;
-    int parts;
-};
 
 template <class T>
 class NetworkUpdate {
@@ -71,7 +67,7 @@ public:
     }
 
     // The update of layers without products.
-    void of_others(const FusedUpdate<T>& update, T* gradient, int threads) {
+    void apply_to_others(const FusedUpdate<T>& update, T* gradient, int threads) {
         for (std::size_t l = 0; l < plan_.layers.size(); ++l) {
             const LayerPlan& d = plan_.layers[l];
             if (d.is_dense() || update_.frozen(l)) continue;

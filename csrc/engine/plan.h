@@ -64,6 +64,8 @@ struct Plan {
             if (layers[l].is_dense()) sum += layers[l].n_in * layers[l].n_out * (l ? 3 : 2);
         return sum;
     }
+    // Floating-point operations of a step, with rows that are not sparse.
+    int64_t operations(int64_t rows) const { return 2 * products_per_row() * rows; }
     bool custom_loss() const { return loss == kCustomLoss; }
     bool drops() const {
         for (const LayerPlan& layer : layers)

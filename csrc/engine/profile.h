@@ -2,28 +2,15 @@
 // question.
 #pragma once
 #include <array>
-#include <chrono>
 #include <cstdint>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <x86intrin.h>
-#endif
-
+#include "engine/clock.h"
 #include "kernels/table.h"
 
 namespace gradstep {
 
 constexpr const char* kPhaseNames[kPhases] = {"gather", "forward", "loss", "dX", "dW", "update"};
-
-// A clock that is read in a few nanoseconds; its unit is unknown.
-inline int64_t ticks() {
-#if defined(__x86_64__)
-    return static_cast<int64_t>(__rdtsc());
-#else
-    return std::chrono::steady_clock::now().time_since_epoch().count();
-#endif
-}
 
 // The laps of one thread, on a cache line of its own.
 struct alignas(64) Stopwatch final : Laps {

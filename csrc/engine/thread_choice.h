@@ -5,101 +5,112 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "engine/profile.h"
+#include "engine/clock.h"
+#include "engine/threads.h"
 
 namespace gradstep {
 
+// Times the usual steps of an engine, most of them in the way that is faster, and the other way now and then.
 class ThreadChoice {
 public:
-    // Steps of so many floating-point operations follow, with so many threads at hand. What is known of them is kept.
-    void begin(int64_t operations, int threads) {
-        if (operations == operations_ && threads == threads_) return;
-        *this = ThreadChoice();
-        operations_ = operations;
-        threads_ = threads;
-        measures_ = threads > 1 && operations > kLeastWork && operations < kMostWork;
-        slice_ = std::clamp<int64_t>(kSliceWork / std::max<int64_t>(operations, 1), kLeastSlice, kMostSlice);
-        warm_up();
+    explicit ThreadChoice(int64_t (*clock)() = &ticks) : clock_(clock) {}
+
+    // The threads for a step of so many operations, of those at hand.
+    int begin_step(int64_t operations, int threads) {
+        is_timed_ = false;
+        if (threads <= 1 || operations <= kSharedOperations || operations >= kLongStep) return threads;
+        if (!is_usual(operations, threads)) return operations < operations_ && way_ == alone ? 1 : threads;
+        is_timed_ = true;
+        started_ = clock_();
+        return way_ == alone ? 1 : threads;
     }
 
-    // Of the next step.
-    int threads() const { return trying_ == Way::alone ? 1 : threads_; }
-
-    // The time of what lies between steps and no step needs does not count.
-    void resume() {
-        if (measures_) since_ = ticks();
-    }
-    void pause() {
-        if (measures_) spent_ += ticks() - since_;
-    }
     void end_step() {
-        if (measures_ && --steps_left_ <= 0) end_slice();
+        if (!is_timed_) return;
+        const int64_t time = clock_() - started_;
+        if (time <= 0) return;  // another processor's clock
+        if (warm_up_ > 0) {
+            --warm_up_;
+            return;
+        }
+        spent_ += time;
+        if (++steps_ < slice_) return;
+        const double mean = static_cast<double>(spent_) / static_cast<double>(slice_);
+        spent_ = steps_ = 0;
+        const Way next = rounds_ < kRounds ? compare(mean) : follow(mean);
+        if (next == way_) return;
+        way_ = next;
+        warm_up_ = kWarmUp;
     }
 
 private:
     enum Way { shared, alone };
 
-    // Operations of a step: with fewer it is not shared, with more the threads seldom meet. The work of a slice takes
-    // some tenths of a millisecond.
-    static constexpr int64_t kLeastWork = 500'000, kMostWork = 20'000'000, kSliceWork = 40'000'000;
-    static constexpr int64_t kLeastSlice = 4, kMostSlice = 64, kWarmUp = 3;  // steps
-    static constexpr int kFirstTrials = 4;                                   // of each way, by turns
-    static constexpr double kGain = 0.2;                                     // with which a mean follows the slices
-    static constexpr double kMostOutlier = 1.5;  // of the mean: a slice in which the system took the processor away
-    static constexpr double kMargin = 0.98;      // the other way must be faster than so much of this one
-
-    void end_slice() {
-        const int64_t now = ticks();
-        if (!warming_) note(static_cast<double>(spent_ + now - since_));
-        spent_ = 0;
-        since_ = now;
-        steps_left_ = slice_;
-        const Way next = warming_ ? trying_ : next_way();
-        warming_ = false;
-        if (next == trying_) return;
-        trying_ = next;
-        warm_up();
-    }
-
-    // Steps that do not count: others sleep, and what they had in their caches is far away.
-    void warm_up() {
-        warming_ = true;
-        steps_left_ = kWarmUp;
-    }
-
-    // The mean of slices; of the first ones the fastest.
-    void note(double time) {
-        double& mean = time_[trying_];
-        const int64_t before = slices_[trying_]++;
-        if (before < kFirstTrials)
-            mean = before == 0 ? time : std::min(mean, time);
-        else
-            mean += kGain * (std::min(time, kMostOutlier * mean) - mean);
-    }
-
-    Way next_way() {
-        if (slices_[alone] < kFirstTrials) return other(trying_);
-        if (time_[other(preferred_)] < kMargin * time_[preferred_]) preferred_ = other(preferred_);
-        if (--until_trial_ > 0) return preferred_;
-        until_trial_ = slices_between_trials();
-        return other(preferred_);
-    }
+    static constexpr int64_t kLongStep = 20'000'000;  // operations of a step whose threads meet seldom
+    static constexpr int64_t kSlice = 20'000'000;     // operations of the steps that are compared as one
+    static constexpr int64_t kLeastSlice = 4, kMostSlice = 32, kWarmUp = 2;  // steps
+    static constexpr int kHabit = 8;  // steps of another size, beyond those of the usual one, that make it usual
+    // At first both ways are compared, by turns, unless one is far behind.
+    static constexpr int kRounds = 3;
+    static constexpr double kFarBehind = 1.4;
+    // Then the mean of one follows its slices, of which the system may have taken the processor away from some.
+    static constexpr double kGain = 0.2, kMostOutlier = 1.5;
+    static constexpr double kMargin = 0.98;  // the other way must be faster than so much of this one
+    // What trials of the other way may cost, and how rare they are at least.
+    static constexpr double kTrialShare = 0.01;
+    static constexpr int kLeastBetween = 16;  // slices
 
     static Way other(Way way) { return way == shared ? alone : shared; }
 
-    // The slower the other way, the rarer: trials take less than a hundredth of the time.
-    int slices_between_trials() const {
-        const double loss = std::max(time_[shared], time_[alone]) / std::min(time_[shared], time_[alone]) - 1;
-        return loss < 0.1 ? 16 : loss < 0.4 ? 64 : 256;
+    // A batch that is smaller than the others now and then changes nothing.
+    bool is_usual(int64_t operations, int threads) {
+        if (operations == operations_ && threads == threads_) {
+            if (strangers_ > 0) --strangers_;
+            return true;
+        }
+        if (strangers_ == 0) stranger_ = operations;
+        strangers_ += operations == stranger_ ? 1 : -1;
+        if (strangers_ < kHabit) return false;
+        *this = ThreadChoice(clock_);
+        operations_ = operations;
+        threads_ = threads;
+        slice_ = std::clamp(kSlice / operations, kLeastSlice, kMostSlice);
+        return true;
     }
 
-    int64_t operations_ = -1, slice_ = 1, steps_left_ = 1;
-    int threads_ = 1;
-    bool measures_ = false, warming_ = false;
-    Way preferred_ = shared, trying_ = shared;
-    int until_trial_ = 16;
-    int64_t slices_[2] = {}, since_ = 0, spent_ = 0;
-    double time_[2] = {};  // of a slice, in ticks
+    // The fastest slices count: the first ones find caches empty.
+    Way compare(double time) {
+        double& fastest = time_[way_];
+        fastest = fastest > 0 ? std::min(fastest, time) : time;
+        if (way_ == shared) return alone;
+        const double ratio = time_[alone] / time_[shared];
+        rounds_ = ratio > kFarBehind || ratio * kFarBehind < 1 ? kRounds : rounds_ + 1;
+        if (rounds_ < kRounds) return shared;
+        return preferred_ = time_[alone] < kMargin * time_[shared] ? alone : shared;
+    }
+
+    Way follow(double time) {
+        double& mean = time_[way_];
+        const bool is_trial = way_ != preferred_;
+        mean = is_trial ? time : mean + kGain * (std::min(time, kMostOutlier * mean) - mean);
+        if (time_[other(preferred_)] < kMargin * time_[preferred_]) preferred_ = other(preferred_);
+        if (is_trial || way_ != preferred_) {
+            since_trial_ = 0;
+            return preferred_;
+        }
+        const double excess = time_[other(way_)] - time_[way_];
+        const double trial = static_cast<double>(kWarmUp + slice_) * excess;
+        const bool is_paid = kTrialShare * static_cast<double>(slice_ * ++since_trial_) * time_[way_] >= trial;
+        return is_paid && since_trial_ >= kLeastBetween ? other(way_) : way_;
+    }
+
+    int64_t (*clock_)();
+    int64_t operations_ = 0, stranger_ = 0, slice_ = 1;
+    int threads_ = 1, strangers_ = 0, rounds_ = 0;
+    Way preferred_ = shared, way_ = shared;
+    bool is_timed_ = false;
+    int64_t started_ = 0, spent_ = 0, steps_ = 0, warm_up_ = kWarmUp, since_trial_ = 0;
+    double time_[2] = {};  // of a step, in ticks
 };
 
 }  // namespace gradstep

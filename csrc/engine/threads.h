@@ -1,6 +1,7 @@
 // The process's own pool of threads. Tasks are claimed from one atomic counter, by the workers and by the
 // caller alike: the caller never waits for a worker that has not started a task.
 #pragma once
+#include <cstdint>
 #include <type_traits>
 
 namespace gradstep {
@@ -13,6 +14,9 @@ int default_num_threads();
 
 // Forks of this process and its ancestors: a lock that was taken before one may belong to nobody now.
 int fork_generation();
+
+// Floating-point operations of a step that is worth a second thread.
+constexpr int64_t kSharedOperations = 500'000;
 
 using TaskFunction = void (*)(void* context, int task, int worker);
 

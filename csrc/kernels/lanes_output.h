@@ -1,6 +1,7 @@
 // The end of a tiny network in one pass over its samples: the last layer's output, the loss, and both gradients. With
 // calls of their own they take longer than their arithmetic.
 #pragma once
+#include "kernels/loss_terms.h"
 #include "kernels/table.h"
 #include "simd/vec.h"
 
@@ -8,17 +9,7 @@ namespace {
 
 using gradstep::LanesOutput;
 
-template <class T>
-struct ValueAndSlope {
-    Vec<T> value, slope;
-};
-
-template <class T>
-inline Vec<T> weighted(Vec<T> weight, Vec<T> x) {
-    return weight == T(0) ? Vec<T>{} : weight * x;
-}
-
-// The same sums in the same order as lanes_forward, the loss and lanes_backward have.
+// Sums run in the order of lanes_forward, the loss and lanes_backward.
 template <class T, class L, int I>
 double lanes_output_of(const LanesOutput<T>& pass) noexcept {
     constexpr ptrdiff_t lanes = kLanes<T>;

@@ -4,6 +4,7 @@
 #pragma once
 #include "kernels/elementary.h"
 #include "kernels/lanes_output.h"
+#include "kernels/loss_terms.h"
 #include "kernels/table.h"
 
 namespace {

@@ -103,7 +103,8 @@ struct LossPanel {
 };
 
 // The last layer of a tiny network, if it has one output, at most kFewInputs inputs and no activation, and a loss that
-// takes each output by itself: one pass over the samples, in lanes, forward and backward.
+// takes each output by itself: one pass over the samples, in lanes, forward and backward. So many weights, inputs and
+// sums stay in 16 registers.
 constexpr ptrdiff_t kFewInputs = 4;
 
 template <class T>
@@ -134,7 +135,7 @@ struct Loss {
     // The value of a panel of one and of two vectors, where each output is taken by itself: then the link is a function
     // of z alone. Null where the outputs of a sample are taken together.
     double (*panel[2])(const LossPanel<T>&) noexcept;
-    double (*lanes_output)(const LanesOutput<T>&) noexcept;  // the same of a tiny network's last layer
+    double (*lanes_output)(const LanesOutput<T>&) noexcept;  // with its layer and the gradients; null like `panel`
 };
 
 template <class T>

@@ -191,8 +191,8 @@ class Checkpoint(Callback):
     def _check_same(self, saved: Saved, state: TrainingState) -> None:
         was, now = saved.training["begun"], self._begun
         for name in now:
-            if not _is_same(was.get(name), now[name]):
-                changed = _difference(name, was.get(name), now[name])
+            if name in was and not _is_same(was[name], now[name]):  # files may be older than a name
+                changed = _difference(name, was[name], now[name])
                 raise ValueError(
                     f"directory {self.directory} holds checkpoints of another training ({changed}): name "
                     "another directory, or give resume=False to start anew"
@@ -317,7 +317,13 @@ def _beginning(state: TrainingState) -> dict[str, Any]:
     config = {name: value for name, value in state.network.config.items() if name != "classes"}
     # The address of a function is another one in every process.
     schedule = re.sub(r" at 0x[0-9a-f]+", "", repr(state.arguments["schedule"]))
-    begun = {**config, **state.arguments, "schedule": schedule, "metrics": ", ".join(state.metrics)}
+    begun = {
+        **config,
+        **state.arguments,
+        **state.identity,
+        "schedule": schedule,
+        "metrics": ", ".join(state.metrics),
+    }
     plain: dict[str, Any] = json.loads(json.dumps(begun))
     return plain
 

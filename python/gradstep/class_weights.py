@@ -95,6 +95,11 @@ class ClassWeights:
     count_rows
         Counts the rows of every class, where that is needed.
 
+    Attributes
+    ----------
+    by_class : numpy.ndarray, (classes,)
+        The weights.
+
     Raises
     ------
     TypeError, ValueError
@@ -111,19 +116,19 @@ class ClassWeights:
             if class_weight != "balanced":
                 raise ValueError(f"class_weight must be 'balanced' or a dict, got {class_weight!r}")
             rows = count_rows()
-            self._weights: Array = rows.sum() / max(np.count_nonzero(rows), 1) / np.maximum(rows, 1)
+            self.by_class: Array = rows.sum() / max(np.count_nonzero(rows), 1) / np.maximum(rows, 1)
             self._is_counted = rows > 0
             return
         if not isinstance(class_weight, Mapping):
             raise TypeError(f"class_weight must be 'balanced' or a dict, got {type(class_weight).__name__}")
         numbers = classes.numbers()
-        self._weights = np.ones(classes.count)
+        self.by_class = np.ones(classes.count)
         for key, value in class_weight.items():
             if key not in numbers:
                 known = ", ".join(str(name) for name in classes.names or range(classes.count))
                 raise ValueError(f"class_weight has the class {key!r}, but the classes are {known}")
-            self._weights[numbers[key]] = check_real(f"class_weight[{key!r}]", value, minimum=0.0)
-        if not self._weights.any():
+            self.by_class[numbers[key]] = check_real(f"class_weight[{key!r}]", value, minimum=0.0)
+        if not self.by_class.any():
             raise ValueError("class_weight must not be all zero")
 
     def sample_weight(self, y: Array, sample_weight: Any, dtype: str) -> Array:
@@ -156,7 +161,7 @@ class ClassWeights:
             number = int(labels[~self._is_counted[labels]][0])
             name = self._classes.name_of(number)
             raise ValueError(f"y has the class {name}, which had no rows when the classes were counted")
-        factors = self._weights[labels]
+        factors = self.by_class[labels]
         if sample_weight is None:
             return factors
         return factors * as_numbers("sample_weight", sample_weight).astype(np.float64)

@@ -706,11 +706,13 @@ class Network:
         with self._unchanged_on_error():
             rows: Rows | Feed
             whole: Rows | None = None  # the rows, where they are at hand
+            weights: ClassWeights | None = None  # of classes whose rows are not at hand
             if y is None or isinstance(X, Source):
                 check_source(X, y, sample_weight, sampling, batch_size)
                 self._check_streamable(metrics, validation_data)
                 source = X if isinstance(X, Source) else Batches(X, epochs)
-                weights = None if class_weight is None else self._class_weights_of(source, class_weight)
+                if class_weight is not None:
+                    weights = self._class_weights_of(source, class_weight)
                 engine = self._prepare_from(source)
                 check = partial(self._feed_piece, class_weights=weights)
                 rows = self._feed(source, check, epochs, batch_size, accumulate, shuffle)
@@ -743,6 +745,7 @@ class Network:
                 epochs=epochs,
                 batch_size=rows.batch_size if isinstance(rows, Feed) else batch_size or 0,
                 accumulate=accumulate,
+                class_weights=None if weights is None else weights.by_class,
                 shuffle=shuffle,
                 measure=self._measure(engine, checked, measured, validation),
                 callbacks=callbacks,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from gradstep.history import History
 from gradstep.lbfgs import Objective, minimize, pack, set_packed
 from gradstep.optimizers import LBFGS
 from gradstep.progress import Progress, Silent, start_progress
-from gradstep.streaming import Feed, Rows, WindowFeed
+from gradstep.streaming import BalancedFeed, Feed, Rows, WindowFeed
 
 if TYPE_CHECKING:
     from gradstep.network import Network
@@ -60,6 +61,8 @@ class Job:
     """What the history will hold."""
     verbose: int
     accumulate: int = 1
+    class_weights: Array | None = None
+    """With which a feed weights the rows of every class."""
     schedule: ScheduleLike = None
     """Factors of the learning rate, update by update."""
     note: str | None = None
@@ -234,24 +237,27 @@ class Training:
             job.epochs,
             job.metric_names,
             callbacks=self.callbacks,
-            arguments=self._arguments,
+            arguments={
+                "rows": len(job.rows.X) if isinstance(job.rows, Rows) else None,
+                "accumulate": job.accumulate,
+                "batch_size": job.batch_size or None,
+                "shuffle": job.shuffle,
+                "schedule": job.schedule,
+            },
+            identity=self._identity,
             note=self._note,
         )
 
     @cached_property
-    def _arguments(self) -> dict[str, Any]:
-        """Of the call: what makes it another training."""
-        job = self.job
-        weight = job.rows.weight if isinstance(job.rows, Rows) else None
+    def _identity(self) -> dict[str, Any]:
+        rows = self.job.rows
+        weighted = rows.data if isinstance(rows, BalancedFeed) else rows if isinstance(rows, Rows) else None
+        weight = None if weighted is None else weighted.weight
+        classes = self.job.class_weights
         return {
-            "rows": len(job.rows.X) if isinstance(job.rows, Rows) else None,
-            # Other processors may round the sum in another way.
-            "weights": None if weight is None else float(f"{weight.sum(dtype=np.float64):.9g}"),
-            "window_bytes": job.rows.window_bytes if isinstance(job.rows, WindowFeed) else None,
-            "accumulate": job.accumulate,
-            "batch_size": job.batch_size or None,
-            "shuffle": job.shuffle,
-            "schedule": job.schedule,
+            "weights": None if weight is None else blake2b(weight.data, digest_size=8).hexdigest(),
+            "class_weights": None if classes is None else classes.tolist(),
+            "window_bytes": rows.window_bytes if isinstance(rows, WindowFeed) else None,
         }
 
     def _note(self, sentence: str) -> None:

@@ -396,7 +396,8 @@ class Engine(ABC):
         -------
         dict or None
             ``gather``, ``forward``, ``loss``, ``dX``, ``dW``, ``update``, and ``waiting``, which is the rest:
-            threads that wait for each other or for work. The sum is 1. None where it is not measured.
+            threads that wait for each other or for work. The sum is 1. Where a tiny network's last layer and
+            its loss are one pass, ``loss`` is all of that. None where it is not measured.
         """
         return None
 

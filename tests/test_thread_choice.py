@@ -1,0 +1,87 @@
+"""Whether short steps take one thread or all: the choice, beside a clock that the tests move on."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from conftest import BACKENDS
+
+pytestmark = pytest.mark.skipif("cpp" not in BACKENDS, reason="the compiled core is not installed")
+
+if "cpp" in BACKENDS:
+    from gradstep import _core
+
+USUAL, SHORT = 2_000_000, 900_000  # operations
+
+
+@pytest.fixture
+def choice():
+    return _core.ThreadChoice()
+
+
+def run(choice, steps, time_of, operations=None, threads=2):
+    """Threads of every step, whose time is time_of(threads)."""
+    taken = []
+    for _, size in zip(range(steps), operations or itertools.repeat(USUAL), strict=False):
+        taken.append(choice.begin_step(size, threads))
+        choice.end_step(time_of(taken[-1]))
+    return taken
+
+
+def times(alone, shared):
+    return lambda threads: alone if threads == 1 else shared
+
+
+@pytest.mark.parametrize("alone", [50, 80, 97, 103, 130, 200, 800])
+def test_the_slower_way_costs_a_hundredth(choice, alone):
+    run(choice, 300, times(alone, 100))
+    taken = run(choice, 50_000, times(alone, 100))
+    spent = sum(alone if threads == 1 else 100 for threads in taken)
+    assert spent <= 1.031 * min(alone, 100) * len(taken)
+
+
+def test_a_way_that_is_far_behind_is_tried_once_at_first(choice):
+    taken = run(choice, 100, times(300, 100))
+    assert taken.count(1) < 15
+
+
+@pytest.mark.parametrize(("before", "after"), [((100, 200), (100, 70)), ((150, 100), (60, 100))])
+def test_a_change_of_what_is_faster_is_found(choice, before, after):
+    run(choice, 5_000, times(*before))
+    taken = run(choice, 5_000, times(*after))
+    better = 1 if after[0] < after[1] else 2
+    assert set(taken[-100:]) == {better}
+
+
+def test_now_and_then_a_slow_step_changes_nothing(choice):
+    slow = itertools.cycle([1] * 200 + [100])
+    taken = run(choice, 20_000, lambda threads: next(slow) * (90 if threads == 1 else 60))
+    assert taken[1000:].count(1) < 1500
+
+
+@pytest.mark.parametrize("epoch", [3, 14, 57])
+def test_a_smaller_last_batch_of_every_epoch_changes_nothing(choice, epoch):
+    sizes = itertools.cycle([USUAL] * (epoch - 1) + [SHORT])
+    taken = run(choice, 5_000, times(60, 100), sizes)
+    assert taken[-1000:].count(2) < 30
+
+
+def test_another_size_that_stays_becomes_usual(choice):
+    run(choice, 1_000, times(50, 100))
+    taken = run(choice, 2_000, times(100, 50), itertools.repeat(SHORT))
+    assert taken[-500:].count(1) < 30
+
+
+@pytest.mark.parametrize("bad", [0, -(10**12)])
+def test_clocks_that_stand_still_or_go_back_change_nothing(choice, bad):
+    run(choice, 1_000, times(150, 100))
+    run(choice, 10, lambda threads: bad)
+    assert run(choice, 1_000, times(150, 100)).count(1) < 100
+
+
+@pytest.mark.parametrize(("operations", "threads"), [(100_000, 2), (50_000_000, 2), (USUAL, 1)])
+def test_steps_without_a_choice_take_all_threads(choice, operations, threads):
+    taken = run(choice, 500, times(1, 100), itertools.repeat(operations), threads)
+    assert set(taken) == {threads}
