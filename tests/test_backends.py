@@ -586,10 +586,14 @@ def test_losses_of_nan_are_nan(backend, widths, position, loss):
     assert np.isnan(engine.evaluate(data.X, other, None))
 
 
-@pytest.mark.parametrize(("epsilon", "sizes"), [(1e-8, (1e-30, 1e15)), (1e-30, (1e-17, 1e17))])
+@pytest.mark.parametrize(
+    ("epsilon", "sizes", "tolerance"),
+    # Squares below the normal range have fewer digits.
+    [(1e-8, (1e-30, 1e15), 2e-6), (1e-30, (1e-17, 1e17), 1e-5)],
+)
 @pytest.mark.parametrize("optimizer", ["adam", "amsgrad", "nadam", "rmsprop", "adagrad"])
 def test_float32_updates_are_accurate_for_gradients_of_every_size(
-    backend, reference, optimizer, epsilon, sizes
+    backend, reference, optimizer, epsilon, sizes, tolerance
 ):
     """Roots may be made of estimates; those of zero and of squares that underflow are among them."""
     gradients = np.concatenate([[0.0], np.geomspace(*sizes, 69)])
@@ -603,4 +607,4 @@ def test_float32_updates_are_accurate_for_gradients_of_every_size(
         data = Data(gradients[None].astype(dtype), np.full((1, 1), -0.5, dtype), None)
         train(engine, data, 1, learning_rate=1.0)
         moved[dtype] = engine.parameters()["dense_0.W"][:, 0]
-    np.testing.assert_allclose(moved["float32"], moved["float64"], rtol=1e-5)
+    np.testing.assert_allclose(moved["float32"], moved["float64"], rtol=tolerance)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import gradstep as gs
-from gradstep import io
+from gradstep import checkpoint, io
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(48, 3)).astype(np.float32)
@@ -454,6 +454,18 @@ def test_class_weights_that_change_places_are_another_training(tmp_path, given, 
         else:
             with pytest.raises(ValueError, match=rf"another training \({differs}"):
                 net.fit(*given, epochs=3, verbose=0, **fitting)
+
+
+def test_files_that_are_older_than_what_is_compared_are_taken(tmp_path, monkeypatch):
+    now = checkpoint._beginning
+
+    def before(state):
+        return {name: value for name, value in now(state).items() if name != "weights"}
+
+    with monkeypatch.context() as older:
+        older.setattr(checkpoint, "_beginning", before)
+        fit(make(), tmp_path, 2)
+    assert fit(make(), tmp_path, 3, sample_weight=np.ones(len(X)))[0].resumed == 2
 
 
 def test_other_weights_of_drawn_rows_are_another_training(tmp_path):

@@ -22,11 +22,11 @@ def choice():
 
 
 def run(choice, steps, time_of, operations=None, threads=2):
-    """Threads of every step, whose time is time_of(threads)."""
+    """Threads of every step, whose time is time_of(threads), or less in proportion to its operations."""
     taken = []
     for _, size in zip(range(steps), operations or itertools.repeat(USUAL), strict=False):
         taken.append(choice.begin_step(size, threads))
-        choice.end_step(time_of(taken[-1]))
+        choice.end_step(time_of(taken[-1]) * min(size, USUAL) // USUAL)
     return taken
 
 
@@ -39,12 +39,12 @@ def test_the_slower_way_costs_a_hundredth(choice, alone):
     run(choice, 300, times(alone, 100))
     taken = run(choice, 50_000, times(alone, 100))
     spent = sum(alone if threads == 1 else 100 for threads in taken)
-    assert spent <= 1.031 * min(alone, 100) * len(taken)
+    assert spent <= (1.031 if 97 <= alone <= 103 else 1.012) * min(alone, 100) * len(taken)
 
 
-def test_a_way_that_is_far_behind_is_tried_once_at_first(choice):
+def test_a_way_that_is_far_behind_is_tried_twice_at_first(choice):
     taken = run(choice, 100, times(300, 100))
-    assert taken.count(1) < 15
+    assert taken.count(1) < 30
 
 
 @pytest.mark.parametrize(("before", "after"), [((100, 200), (100, 70)), ((150, 100), (60, 100))])
@@ -61,11 +61,36 @@ def test_now_and_then_a_slow_step_changes_nothing(choice):
     assert taken[1000:].count(1) < 1500
 
 
-@pytest.mark.parametrize("epoch", [3, 14, 57])
+@pytest.mark.parametrize("epoch", [2, 3, 14, 57])
 def test_a_smaller_last_batch_of_every_epoch_changes_nothing(choice, epoch):
     sizes = itertools.cycle([USUAL] * (epoch - 1) + [SHORT])
+    taken = run(choice, 5_000, times(98, 100), sizes)
+    assert taken[-1000:].count(1) < 100  # not faster enough, but for one that timed the smaller ones
     taken = run(choice, 5_000, times(60, 100), sizes)
     assert taken[-1000:].count(2) < 30
+
+
+def test_a_trial_decides_nothing_for_other_sizes(choice):
+    run(choice, 300, times(120, 100))
+    while run(choice, 1, times(120, 100)) == [2]:
+        pass  # up to a trial
+    others = run(choice, 1_000, times(150, 100), itertools.cycle([SHORT, SHORT + 1]))
+    assert others.count(1) < 100
+
+
+def test_sizes_by_turns_are_not_measured_anew_all_the_time(choice):
+    sizes = itertools.cycle([USUAL, USUAL + 1, USUAL, USUAL, USUAL + 1])
+    taken = run(choice, 20_000, times(250, 100), sizes)
+    assert taken[1000:].count(1) < 200
+
+
+def test_an_interrupted_trial_is_forgotten_soon(choice):
+    run(choice, 1_000, times(120, 100))
+    while run(choice, 1, times(120, 100)) == [2]:
+        pass
+    run(choice, 8, lambda threads: 10**6 if threads == 1 else 100)
+    taken = run(choice, 12_000, times(60, 100))
+    assert set(taken[-100:]) == {1}
 
 
 def test_another_size_that_stays_becomes_usual(choice):
@@ -77,11 +102,12 @@ def test_another_size_that_stays_becomes_usual(choice):
 @pytest.mark.parametrize("bad", [0, -(10**12)])
 def test_clocks_that_stand_still_or_go_back_change_nothing(choice, bad):
     run(choice, 1_000, times(150, 100))
-    run(choice, 10, lambda threads: bad)
-    assert run(choice, 1_000, times(150, 100)).count(1) < 100
+    run(choice, 100, lambda threads: bad)
+    taken = run(choice, 5_000, times(60, 100))
+    assert set(taken[-100:]) == {1}
 
 
-@pytest.mark.parametrize(("operations", "threads"), [(100_000, 2), (50_000_000, 2), (USUAL, 1)])
+@pytest.mark.parametrize(("operations", "threads"), [(500_000, 2), (20_000_000, 2), (USUAL, 1)])
 def test_steps_without_a_choice_take_all_threads(choice, operations, threads):
     taken = run(choice, 500, times(1, 100), itertools.repeat(operations), threads)
     assert set(taken) == {threads}

@@ -18,6 +18,7 @@
 #include "engine/dispatch.h"
 #include "engine/engine.h"
 #include "engine/peak.h"
+#include "engine/thread_choice.h"
 #include "engine/threads.h"
 
 namespace py = pybind11;

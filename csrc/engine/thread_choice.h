@@ -19,7 +19,7 @@ public:
     int begin_step(int64_t operations, int threads) {
         is_timed_ = false;
         if (threads <= 1 || operations <= kSharedOperations || operations >= kLongStep) return threads;
-        if (!is_usual(operations, threads)) return operations < operations_ && way_ == alone ? 1 : threads;
+        if (!is_usual(operations, threads)) return operations < operations_ && preferred_ == alone ? 1 : threads;
         is_timed_ = true;
         started_ = clock_();
         return way_ == alone ? 1 : threads;
@@ -48,29 +48,27 @@ private:
 
     static constexpr int64_t kLongStep = 20'000'000;  // operations of a step whose threads meet seldom
     static constexpr int64_t kSlice = 20'000'000;     // operations of the steps that are compared as one
-    static constexpr int64_t kLeastSlice = 4, kMostSlice = 32, kWarmUp = 2;  // steps
-    static constexpr int kHabit = 8;  // steps of another size, beyond those of the usual one, that make it usual
-    // At first both ways are compared, by turns, unless one is far behind.
-    static constexpr int kRounds = 3;
+    static constexpr int64_t kLeastSlice = 4, kMostSlice = 32, kFirstWarmUp = 8, kWarmUp = 2;  // steps
+    static constexpr int kHabit = 64;  // steps without the usual size after which another one is usual
+    // At first both ways are compared, by turns; less often if one is far behind.
+    static constexpr int kRounds = 3, kLeastRounds = 2;
     static constexpr double kFarBehind = 1.4;
     // Then the mean of one follows its slices, of which the system may have taken the processor away from some.
     static constexpr double kGain = 0.2, kMostOutlier = 1.5;
     static constexpr double kMargin = 0.98;  // the other way must be faster than so much of this one
     // What trials of the other way may cost, and how rare they are at least.
-    static constexpr double kTrialShare = 0.01;
-    static constexpr int kLeastBetween = 16;  // slices
+    static constexpr double kTrialShare = 0.01, kWorstTrial = 8;  // in preferred steps: an interrupted one is worse
+    static constexpr int kLeastBetween = 16;                      // slices
 
     static Way other(Way way) { return way == shared ? alone : shared; }
 
-    // A batch that is smaller than the others now and then changes nothing.
+    // The first size that is seen, until it is not seen any more. Batches of other sizes now and then change nothing.
     bool is_usual(int64_t operations, int threads) {
         if (operations == operations_ && threads == threads_) {
-            if (strangers_ > 0) --strangers_;
+            absent_ = 0;
             return true;
         }
-        if (strangers_ == 0) stranger_ = operations;
-        strangers_ += operations == stranger_ ? 1 : -1;
-        if (strangers_ < kHabit) return false;
+        if (operations_ > 0 && ++absent_ < kHabit) return false;
         *this = ThreadChoice(clock_);
         operations_ = operations;
         threads_ = threads;
@@ -84,7 +82,8 @@ private:
         fastest = fastest > 0 ? std::min(fastest, time) : time;
         if (way_ == shared) return alone;
         const double ratio = time_[alone] / time_[shared];
-        rounds_ = ratio > kFarBehind || ratio * kFarBehind < 1 ? kRounds : rounds_ + 1;
+        const bool far_behind = ratio > kFarBehind || ratio * kFarBehind < 1;
+        rounds_ = ++rounds_ >= kLeastRounds && far_behind ? kRounds : rounds_;
         if (rounds_ < kRounds) return shared;
         return preferred_ = time_[alone] < kMargin * time_[shared] ? alone : shared;
     }
@@ -92,7 +91,8 @@ private:
     Way follow(double time) {
         double& mean = time_[way_];
         const bool is_trial = way_ != preferred_;
-        mean = is_trial ? time : mean + kGain * (std::min(time, kMostOutlier * mean) - mean);
+        mean = is_trial ? std::min(time, kWorstTrial * time_[preferred_])
+                        : mean + kGain * (std::min(time, kMostOutlier * mean) - mean);
         if (time_[other(preferred_)] < kMargin * time_[preferred_]) preferred_ = other(preferred_);
         if (is_trial || way_ != preferred_) {
             since_trial_ = 0;
@@ -105,11 +105,11 @@ private:
     }
 
     int64_t (*clock_)();
-    int64_t operations_ = 0, stranger_ = 0, slice_ = 1;
-    int threads_ = 1, strangers_ = 0, rounds_ = 0;
+    int64_t operations_ = 0, slice_ = 1;
+    int threads_ = 1, absent_ = 0, rounds_ = 0;
     Way preferred_ = shared, way_ = shared;
     bool is_timed_ = false;
-    int64_t started_ = 0, spent_ = 0, steps_ = 0, warm_up_ = kWarmUp, since_trial_ = 0;
+    int64_t started_ = 0, spent_ = 0, steps_ = 0, warm_up_ = kFirstWarmUp, since_trial_ = 0;
     double time_[2] = {};  // of a step, in ticks
 };
 

@@ -37,11 +37,11 @@ class TrainingState:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """What else `fit` was given: "rows" (their number), "accumulate", "shuffle", "schedule", and "batch_size"
     (the rows of an update, or None where the batches of an iterable are updates)."""
-    identity: Mapping[str, Any] = field(default_factory=dict)
-    """What else makes it this training, for a `Checkpoint`: a digest of the rows' weights, the weights of the
-    classes of a source's rows, and the size of its windows; None where there are none."""
     note: Callable[[str], None] = field(default_factory=lambda: _say_nothing)
     """Shows a sentence with the progress, or nothing where `fit` is silent."""
+    identity: Callable[[], Mapping[str, Any]] = field(default_factory=lambda: dict)
+    """What else makes it this training, for a `Checkpoint`: of rows in memory a digest of their weights, of a
+    source the number of rows, the weights of classes and the size of the windows."""
 
     @property
     def number(self) -> int:

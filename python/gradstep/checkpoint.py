@@ -320,7 +320,7 @@ def _beginning(state: TrainingState) -> dict[str, Any]:
     begun = {
         **config,
         **state.arguments,
-        **state.identity,
+        **state.identity(),
         "schedule": schedule,
         "metrics": ", ".join(state.metrics),
     }

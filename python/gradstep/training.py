@@ -244,7 +244,7 @@ class Training:
                 "shuffle": job.shuffle,
                 "schedule": job.schedule,
             },
-            identity=self._identity,
+            identity=lambda: self._identity,
             note=self._note,
         )
 
@@ -257,6 +257,7 @@ class Training:
         return {
             "weights": None if weight is None else blake2b(weight.data, digest_size=8).hexdigest(),
             "class_weights": None if classes is None else classes.tolist(),
+            "rows_of_feed": rows.n_rows if isinstance(rows, WindowFeed) else None,
             "window_bytes": rows.window_bytes if isinstance(rows, WindowFeed) else None,
         }
 
