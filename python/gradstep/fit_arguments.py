@@ -9,7 +9,6 @@ from gradstep.callbacks import Callback
 from gradstep.lbfgs import scipy_minimize
 from gradstep.sources import Source
 from gradstep.streaming import Feed
-from gradstep.validation import check_integer
 
 if TYPE_CHECKING:
     from gradstep.schedules import ScheduleLike
@@ -52,8 +51,8 @@ def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
     return given
 
 
-def check_source(source: Any, y: Any, sample_weight: Any, sampling: str, batch_size: Any = None) -> None:
-    """Refuse, before anything is read, what a source brings or cannot have, and a source without rows."""
+def check_source(source: Any, y: Any, sample_weight: Any, sampling: str) -> None:
+    """Refuse what a source brings with it, or cannot have, and a source without rows."""
     if isinstance(source, Source) and len(source) == 0:
         raise ValueError("the source must have at least one row, got none")
     if y is not None:
@@ -62,8 +61,6 @@ def check_source(source: Any, y: Any, sample_weight: Any, sampling: str, batch_s
         raise TypeError("sample_weight must be part of the source or of its batches (X, y, sample_weight)")
     if sampling != "all":
         raise ValueError(f"sampling={sampling!r} needs X and y in memory or mapped into it, not a source")
-    if batch_size is not None:
-        check_integer("batch_size", batch_size, minimum=1)
 
 
 def check_lbfgs(all_rows: bool, schedule: ScheduleLike, sampling: str) -> None:

@@ -38,7 +38,7 @@ from gradstep.preprocessing import (
     transform_config,
     transform_from_config,
 )
-from gradstep.sources import WINDOW_BYTES, Batches, Piece, Source
+from gradstep.sources import Batches, Piece, Source
 from gradstep.specification import Specification, arguments_from_config
 from gradstep.streaming import BalancedFeed, BatchFeed, Check, Feed, Rows, WindowFeed
 from gradstep.tracing import Trace
@@ -697,6 +697,8 @@ class Network:
         """
         epochs = check_integer("epochs", epochs, minimum=1)
         accumulate = check_integer("accumulate", accumulate, minimum=1, maximum=MOST_ACCUMULATED)
+        if batch_size is not None:
+            batch_size = check_integer("batch_size", batch_size, minimum=1)
         shuffle = check_flag("shuffle", shuffle)
         sampling = check_name("sampling", sampling, SAMPLING)
         schedule = check_fit_schedule(schedule)
@@ -708,7 +710,7 @@ class Network:
             whole: Rows | None = None  # the rows, where they are at hand
             weights: ClassWeights | None = None  # of classes whose rows are not at hand
             if y is None or isinstance(X, Source):
-                check_source(X, y, sample_weight, sampling, batch_size)
+                check_source(X, y, sample_weight, sampling)
                 self._check_streamable(metrics, validation_data)
                 source = X if isinstance(X, Source) else Batches(X, epochs)
                 if class_weight is not None:
@@ -809,10 +811,10 @@ class Network:
             return BatchFeed(source, check, accumulate)
         n = len(source) if isinstance(source, Source) else None
         width = self.plan.n_in + (1 if self.loss.target_kind == "labels" else self.n_out) + 1
-        window_bytes = source.window_bytes if isinstance(source, Source) else WINDOW_BYTES
-        window_rows = max(1, window_bytes // (self._dtype.itemsize * width))
+        window_rows = max(1, source.window_bytes // (self._dtype.itemsize * width))
         if n is None:
-            batch_size = check_integer("batch_size", batch_size, minimum=1) * accumulate
+            assert batch_size is not None
+            batch_size *= accumulate
             self._specification.check_batch(batch_size)
         else:
             default = self.optimizer.default_batch_size(n)

@@ -495,6 +495,8 @@ class Batches:
         If it can be read only once, and shall be more often.
     """
 
+    window_bytes = WINDOW_BYTES
+
     def __init__(self, given: Any, epochs: int) -> None:
         if not callable(given) and not isinstance(given, Iterable):
             raise TypeError(

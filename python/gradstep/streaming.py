@@ -12,7 +12,7 @@ import numpy as np
 from gradstep.backends.base import Array, Engine, Parameters, TrainResult
 from gradstep.backends.interrupt import deferred_interrupt
 from gradstep.random import balanced_order, permutation, window_seed
-from gradstep.sources import WINDOW_BYTES, Batches, Piece, Source
+from gradstep.sources import Batches, Piece, Source
 
 CHECKPOINT_BYTES = 8 << 20
 """Parameters and optimizer state up to this size are kept until the end of an epoch, as engines do."""
@@ -278,11 +278,6 @@ class WindowFeed(_PartedFeed):
     def __post_init__(self) -> None:
         if self.n_rows is not None:
             self.steps = -(-self.n_rows // self.batch_size)
-
-    @property
-    def window_bytes(self) -> int:
-        """How large the source wants its windows."""
-        return self.source.window_bytes if isinstance(self.source, Source) else WINDOW_BYTES
 
     def close(self) -> None:
         """End the reading thread."""

@@ -258,7 +258,7 @@ class Training:
             "weights": None if weight is None else blake2b(weight.data, digest_size=8).hexdigest(),
             "class_weights": None if classes is None else classes.tolist(),
             "rows_of_feed": rows.n_rows if isinstance(rows, WindowFeed) else None,
-            "window_bytes": rows.window_bytes if isinstance(rows, WindowFeed) else None,
+            "window_bytes": rows.source.window_bytes if isinstance(rows, WindowFeed) else None,
         }
 
     def _note(self, sentence: str) -> None:
