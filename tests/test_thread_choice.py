@@ -21,17 +21,22 @@ def choice():
     return _core.ThreadChoice()
 
 
-def run(choice, steps, time_of, operations=None, threads=2):
-    """Threads of every step, whose time is time_of(threads), or less in proportion to its operations."""
+def run(choice, steps, time_of, operations=None):
+    """Threads of every step, of two; its time is time_of(threads), or less, as its operations are fewer."""
     taken = []
     for _, size in zip(range(steps), operations or itertools.repeat(USUAL), strict=False):
-        taken.append(choice.begin_step(size, threads))
+        taken.append(choice.begin_step(size, 2))
         choice.end_step(time_of(taken[-1]) * min(size, USUAL) // USUAL)
     return taken
 
 
 def times(alone, shared):
     return lambda threads: alone if threads == 1 else shared
+
+
+def run_up_to_a_trial(choice, time_of):
+    """Until one thread is taken where two are faster."""
+    assert any(run(choice, 1, time_of) == [1] for _ in range(50_000))
 
 
 @pytest.mark.parametrize("alone", [50, 80, 97, 103, 130, 200, 800])
@@ -72,8 +77,7 @@ def test_a_smaller_last_batch_of_every_epoch_changes_nothing(choice, epoch):
 
 def test_a_trial_decides_nothing_for_other_sizes(choice):
     run(choice, 300, times(120, 100))
-    while run(choice, 1, times(120, 100)) == [2]:
-        pass  # up to a trial
+    run_up_to_a_trial(choice, times(120, 100))
     others = run(choice, 1_000, times(150, 100), itertools.cycle([SHORT, SHORT + 1]))
     assert others.count(1) < 100
 
@@ -86,8 +90,7 @@ def test_sizes_by_turns_are_not_measured_anew_all_the_time(choice):
 
 def test_an_interrupted_trial_is_forgotten_soon(choice):
     run(choice, 1_000, times(120, 100))
-    while run(choice, 1, times(120, 100)) == [2]:
-        pass
+    run_up_to_a_trial(choice, times(120, 100))
     run(choice, 8, lambda threads: 10**6 if threads == 1 else 100)
     taken = run(choice, 12_000, times(60, 100))
     assert set(taken[-100:]) == {1}
@@ -107,7 +110,6 @@ def test_clocks_that_stand_still_or_go_back_change_nothing(choice, bad):
     assert set(taken[-100:]) == {1}
 
 
-@pytest.mark.parametrize(("operations", "threads"), [(500_000, 2), (20_000_000, 2), (USUAL, 1)])
-def test_steps_without_a_choice_take_all_threads(choice, operations, threads):
-    taken = run(choice, 500, times(1, 100), itertools.repeat(operations), threads)
-    assert set(taken) == {threads}
+@pytest.mark.parametrize(("operations", "taken"), [(500_000, {2}), (500_001, {1, 2}), (20_000_000, {2})])
+def test_steps_too_short_or_too_long_for_a_choice_take_all_threads(choice, operations, taken):
+    assert set(run(choice, 500, times(10, 100), itertools.repeat(operations))) == taken
