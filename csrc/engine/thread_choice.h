@@ -1,5 +1,5 @@
 // Whether short steps take all threads or one. Threads that meet in every step exchange parameters and gradients, which
-// takes longer than sharing saves where cores are far from each other, or busy with something else: nothing but a
+// takes longer than sharing saves on some machines, or while cores are busy with something else: nothing but a
 // measurement tells. Results do not depend on it, as they do not depend on the number of threads.
 #pragma once
 #include <algorithm>

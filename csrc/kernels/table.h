@@ -103,8 +103,8 @@ struct LossPanel {
 };
 
 // The last layer of a tiny network, if it has one output, at most kFewInputs inputs and no activation, and a loss that
-// takes each output by itself: one pass over the samples, in lanes, forward and backward. So many weights, inputs and
-// sums stay in 16 registers.
+// takes each output by itself: one pass over the samples, in lanes, forward and backward. More weights, inputs and
+// sums would fill 16 registers.
 constexpr ptrdiff_t kFewInputs = 4;
 
 template <class T>
